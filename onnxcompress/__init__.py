@@ -1,0 +1,84 @@
+"""onnxcompress: compress an exported ONNX CNN and prove the result.
+
+    import onnxcompress as oc
+    result = oc.compress("model.onnx", data="calibration.npz", target={"macs": 0.6})
+    result.model, result.plan, result.report
+
+Names are imported on first use, so that `import onnxcompress` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxcompress.analyse.facts import Facts, Need
+    from onnxcompress.api import compress, use
+    from onnxcompress.errors import (
+        BoundError,
+        DataError,
+        ModelError,
+        OnnxCompressError,
+        OutputError,
+        PassError,
+        ProviderError,
+        UsageError,
+    )
+    from onnxcompress.graph.cost import Cost
+    from onnxcompress.graph.editor import Editor
+    from onnxcompress.pipeline import Result
+    from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Refusal, Site
+
+_HOMES = {
+    "analyse.facts": ("Facts", "Need"),
+    "api": ("compress", "use"),
+    "errors": (
+        "BoundError",
+        "DataError",
+        "ModelError",
+        "OnnxCompressError",
+        "OutputError",
+        "PassError",
+        "ProviderError",
+        "UsageError",
+    ),
+    "graph.cost": ("Cost",),
+    "graph.editor": ("Editor",),
+    "pipeline": ("Result",),
+    "plan.contract": ("Candidate", "NoCandidate", "Pass", "Refusal", "Site"),
+}
+
+__all__ = [
+    "BoundError",
+    "Candidate",
+    "Cost",
+    "DataError",
+    "Editor",
+    "Facts",
+    "ModelError",
+    "Need",
+    "NoCandidate",
+    "OnnxCompressError",
+    "OutputError",
+    "Pass",
+    "PassError",
+    "ProviderError",
+    "Refusal",
+    "Result",
+    "Site",
+    "UsageError",
+    "compress",
+    "use",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"onnxcompress.{home}"), name)
+    raise AttributeError(f"module 'onnxcompress' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

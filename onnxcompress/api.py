@@ -1,0 +1,118 @@
+"""The Python interface: `compress`, and `use` to name a pass with options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxcompress.analyse.sizes import parse_shape
+from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR, Config
+from onnxcompress.load.source import ModelSource
+from onnxcompress.pipeline import Result, run
+from onnxcompress.plan.contract import Pass
+from onnxcompress.plan.recipes import BALANCED, recipe
+from onnxcompress.plan.registry import make_pass, parse_pass
+from onnxcompress.plan.targets import check_targets
+from onnxcompress.progress import Progress
+from onnxcompress.runtime import Execution, default_threads
+
+
+def use(name: str, **options: Any) -> Pass[Any]:
+    """A registered pass with options, as in `use("tucker2", rank="energy:0.9")`.
+
+    Raises:
+        UsageError: unknown pass or option.
+    """
+    return make_pass(name, **options)
+
+
+def compress(
+    model: ModelSource,
+    *,
+    data: Any = None,
+    eval_data: Any = None,
+    passes: Iterable[str | Pass[Any]] | None = None,
+    recipe_name: str = BALANCED,
+    target: Mapping[str, float] | None = None,
+    max_drop: float = DEFAULT_MAX_DROP,
+    min_snr: float = DEFAULT_MIN_SNR,
+    confidence: float | None = None,
+    metric: str | None = None,
+    preprocess: str | None = None,
+    providers: Sequence[str] | str = ("cpu",),
+    threads: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | Iterable[str] = (),
+    batch: int | None = None,
+    gate: bool | None = None,
+    exclude: Iterable[str] = (),
+    plan: str | Path | None = None,
+    run_dir: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Result:
+    """Compress a model and prove the result.
+
+    Args:
+        model: path, bytes, binary stream, ModelProto or gs.Graph; never changed.
+        data: calibration inputs: a SPEC as on the command line, an array, arrays by input name
+            (labels under `y`), or a Dataset. Without it only data-free forms are used and
+            accuracy is not verified.
+        eval_data: held-out inputs for the verdict; without it a tenth of `data` is held out.
+        passes: names, `NAME:key=value,...` texts, or passes made by `use`; default: the recipe.
+        recipe_name: `balanced`, or the path of a YAML recipe.
+        target: fraction of the original that may remain, by kind: latency, macs, params, size.
+        max_drop: points of the metric that may be lost.
+        min_snr: dB demanded of outputs of networks that make no class decision.
+        confidence: judge the bad end of the paired interval at this level.
+        metric: top1, top5, agreement or MODULE:FUNCTION.
+        preprocess: how uint8 images become inputs, as text.
+        providers: order of preference, as a sequence or as text like "cuda,cpu".
+        threads: intra-operator threads; default: all processors this process may use.
+        shapes: representative sizes for dynamic inputs, by name or as `name:d0,d1` texts.
+        batch: batch at which a dynamic first dimension is measured.
+        gate: time every rewrite and keep the faster ones; default: yes, unless the only targets
+            are MACs, parameters or size.
+        exclude: regular expressions of node names to leave alone.
+        plan: replay this plan file.
+        run_dir: folder that keeps measured latencies and the plan.
+        seed: for every random choice.
+        progress: told what happens.
+
+    Returns:
+        The model, its plan, the report and the verdict.
+
+    Raises:
+        BoundError: no result meets the bounds, or nothing could be gained.
+        OnnxCompressError: the model, the data, the provider or an option is at fault.
+    """
+    names = providers.split(",") if isinstance(providers, str) else providers
+    if isinstance(shapes, Mapping):
+        sizes = {name: tuple(size) for name, size in shapes.items()}
+    else:
+        sizes = dict(parse_shape(text) for text in shapes)
+    chosen = recipe(recipe_name) if passes is None else tuple(map(_as_pass, passes))
+    config = Config(
+        passes=chosen,
+        targets=check_targets(target or {}),
+        max_drop=max_drop,
+        min_snr=min_snr,
+        confidence=confidence,
+        data=str(data) if isinstance(data, Path) else data,
+        eval_data=str(eval_data) if isinstance(eval_data, Path) else eval_data,
+        preprocess=preprocess,
+        metric=metric,
+        execution=Execution(tuple(n.strip() for n in names), threads or default_threads()),
+        shapes=sizes,
+        batch=batch,
+        gate=gate,
+        exclude=tuple(exclude),
+        plan=Path(plan) if plan is not None else None,
+        run=Path(run_dir) if run_dir is not None else None,
+        seed=seed,
+    )
+    return run(model, config, progress)
+
+
+def _as_pass(entry: str | Pass[Any]) -> Pass[Any]:
+    return parse_pass(entry) if isinstance(entry, str) else entry

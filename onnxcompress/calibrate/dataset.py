@@ -1,0 +1,327 @@
+"""Sample inputs that fit a model: a lazy view of rows, delivered in batches and checked.
+
+What holds for every `Dataset` d: `len(d)`, `d.labels` and the concatenation of `d.batches(n)`
+count the same samples in the same order, whatever n is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcompress.analyse.sizes import InputSpec
+from onnxcompress.calibrate.preprocess import Preprocess
+from onnxcompress.errors import DataError, UsageError
+
+NEEDS_PREPROCESS = (
+    "uint8 images need --preprocess to become the floating input of this model, for example "
+    "--preprocess layout=nchw,scale=1/255,mean=[.485,.456,.406],std=[.229,.224,.225]"
+)
+_HASH_BYTES = 2**24
+
+
+class Samples(Protocol):
+    """Where samples come from; rows are numbered from 0."""
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64] | None:
+        """The label of every sample, when there are labels."""
+
+    def __len__(self) -> int:
+        """Count the samples."""
+
+    def read(self, rows: npt.NDArray[np.int64]) -> Mapping[str, npt.NDArray[Any]]:
+        """Return these rows for every input name, in the model's element types."""
+
+    def content(self) -> Iterator[bytes]:
+        """Yield every byte that the samples and labels depend on, in a fixed order."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ArraySamples:
+    """Samples held in arrays (or memory-mapped files), converted row by row.
+
+    Attributes:
+        arrays: For each input, by name: [N, ...] in the type the data came in.
+        inputs: The inputs of the model.
+        labels: [N], label offset already added.
+        preprocess: For uint8 arrays.
+    """
+
+    arrays: Mapping[str, npt.NDArray[Any]]
+    inputs: tuple[InputSpec, ...]
+    labels: npt.NDArray[np.int64] | None = None
+    preprocess: Preprocess | None = None
+
+    @property
+    def images(self) -> list[str]:
+        """Inputs whose data is images to preprocess.
+
+        uint8 data for a floating input always is. For a uint8 input of rank 4 it passes straight,
+        unless something is asked of the pixels.
+        """
+        asked = self.preprocess is not None and not self.preprocess.only_labels
+        return [
+            spec.name
+            for spec in self.inputs
+            if self.arrays[spec.name].dtype == np.uint8
+            and (spec.dtype.kind == "f" or (asked and spec.dtype == "u1" and len(spec.shape) == 4))
+        ]
+
+    def __len__(self) -> int:
+        return len(self.arrays[self.inputs[0].name])
+
+    def read(self, rows: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+        """Return these rows for every input, in the model's element types.
+
+        Raises:
+            DataError: The type of the data does not convert without loss of meaning.
+        """
+        return {spec.name: self._converted(spec, rows) for spec in self.inputs}
+
+    def content(self) -> Iterator[bytes]:
+        """Yield type, shape and bytes of every array, a bounded block at a time."""
+        named = [*sorted(self.arrays.items())]
+        if self.labels is not None:
+            named.append(("labels", self.labels))
+        for name, array in named:
+            yield json.dumps([name, array.dtype.str, array.shape]).encode()
+            step = max(1, _HASH_BYTES // max(1, array[0].nbytes))
+            for start in range(0, len(array), step):
+                yield array[start : start + step].tobytes()
+
+    def _converted(self, spec: InputSpec, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        raw, want = self.arrays[spec.name][rows], spec.dtype
+        if spec.name in self.images:
+            if self.preprocess is None:
+                raise DataError(f"input {spec.name!r}: {NEEDS_PREPROCESS}")
+            settings = self.preprocess.for_channels(image_channels(spec, self.preprocess))
+            names = [f"input {spec.name!r}"] * len(raw)
+            return settings.apply(raw, dtype=want, names=names)
+        if raw.dtype == want:
+            return raw
+        if raw.dtype.kind == want.kind == "f":
+            with np.errstate(over="ignore"):  # the finite check of the batch reports it
+                return raw.astype(want)
+        if raw.dtype.kind in "iu" and want.kind in "iu":
+            cast = raw.astype(want)
+            if np.array_equal(cast, raw):
+                return cast
+        raise DataError(
+            f"input {spec.name!r}: the model takes {want}, the data is {raw.dtype} and does not "
+            f"convert safely: store it as {want}"
+        )
+
+
+def image_channels(spec: InputSpec, preprocess: Preprocess) -> int | None:
+    """Return the channel dimension of an image input [N,C,H,W] or [N,H,W,C], if it is fixed."""
+    if len(spec.shape) != 4:
+        return None
+    return spec.fixed(1 if preprocess.layout == "nchw" else 3)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Rows of samples, in order, that fit the inputs of a model.
+
+    Where the model has a fixed batch dimension B, only whole batches exist: the last
+    `len(rows) % B` rows are left out of length, labels and batches, and counted in `dropped`.
+
+    Attributes:
+        inputs: The inputs of the model.
+        samples: Where the rows come from.
+        rows: Row numbers, in order.
+        source: The SPEC as the user wrote it.
+        purpose: The option that named it, for messages.
+        preprocess: What was asked for uint8 images.
+        dropped: How many rows were left out because of a fixed batch dimension.
+
+    Raises:
+        DataError: There is no sample, not even one whole batch, or the inputs' fixed batch
+            dimensions differ.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    samples: Samples
+    rows: npt.NDArray[np.int64]
+    source: str
+    purpose: str = "--data"
+    preprocess: Preprocess | None = None
+    dropped: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        given, batch = len(self.rows), self.fixed_batch or 1
+        if given < batch:
+            have = f"{given} samples" if given else "no sample"
+            raise self._error(f"holds {have}: the model needs at least {batch}")
+        object.__setattr__(self, "dropped", given % batch)
+        object.__setattr__(self, "rows", self.rows[: given - given % batch])
+
+    @classmethod
+    def over(
+        cls,
+        samples: Samples,
+        inputs: tuple[InputSpec, ...],
+        *,
+        source: str,
+        purpose: str = "--data",
+        preprocess: Preprocess | None = None,
+    ) -> Dataset:
+        """Take every sample, and check with the first one that types and shapes fit the model.
+
+        Raises:
+            DataError: They do not.
+        """
+        dataset = cls(
+            inputs=inputs,
+            samples=samples,
+            rows=np.arange(len(samples)),
+            source=source,
+            purpose=purpose,
+            preprocess=preprocess,
+        )
+        dataset._read(dataset.rows[:1])
+        return dataset
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the model insists on, or None when it is free."""
+        sizes = {spec.name: spec.fixed(0) for spec in self.inputs if spec.shape}
+        fixed = {size for size in sizes.values() if size is not None}
+        if len(sizes) < len(self.inputs) or len(fixed) > 1:
+            raise self._error(
+                "the model's inputs need one common batch dimension, but they are "
+                + ", ".join(f"{spec.name!r} {list(spec.shape)}" for spec in self.inputs)
+            )
+        return fixed.pop() if fixed else None
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64] | None:
+        """Labels [N] in the order of the batches, or None."""
+        labels = self.samples.labels
+        return None if labels is None else labels[self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(
+        self, batch_size: int
+    ) -> Iterator[tuple[dict[str, npt.NDArray[Any]], npt.NDArray[np.int64] | None]]:
+        """Deliver the samples in order, decoded and converted batch by batch.
+
+        Args:
+            batch_size: Samples in a batch; the last may be short. A fixed batch dimension of the
+                model overrides it.
+
+        Returns:
+            An iterator over (feeds by input name, labels or None).
+
+        Raises:
+            UsageError: The batch size is not positive.
+            DataError: While iterating: a sample is unreadable, does not fit, or has NaN or Inf.
+        """
+        if batch_size < 1:
+            raise UsageError(f"the batch size must be at least 1, not {batch_size}")
+        return self._batches(self.fixed_batch or batch_size)
+
+    def take(self, indices: npt.ArrayLike) -> Dataset:
+        """View some samples of this dataset, in the order given; nothing is read.
+
+        Args:
+            indices: Positions in this dataset, from 0; repetitions are allowed.
+
+        Raises:
+            UsageError: An index is not an integer or out of range.
+            DataError: Nothing is taken, or less than a fixed batch.
+        """
+        wanted = np.asarray(indices)
+        if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+            raise UsageError("take() needs a list of integer positions")
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise UsageError(f"take() needs positions from 0 to {len(self) - 1}")
+        return replace(self, rows=self.rows[wanted.astype(np.int64)])
+
+    def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+        """Hold out a random part; both parts keep the order of this dataset.
+
+        Args:
+            fraction: Share to hold out, between 0 and 1; at least one sample (or fixed batch)
+                ends on either side.
+            seed: The same seed gives the same split.
+
+        Returns:
+            (rest, held out).
+
+        Raises:
+            UsageError: The fraction is not between 0 and 1.
+            DataError: There are fewer than two samples (or fixed batches).
+        """
+        if not 0 < fraction < 1:
+            raise UsageError(f"the fraction to hold out must be between 0 and 1, not {fraction}")
+        unit = self.fixed_batch or 1
+        units = len(self) // unit
+        if units < 2:
+            raise self._error(f"{len(self)} samples cannot be split in two: give more")
+        held = unit * min(max(1, round(fraction * units)), units - 1)
+        order = np.random.default_rng(seed).permutation(len(self))
+        return self.take(np.sort(order[held:])), self.take(np.sort(order[:held]))
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of SPEC, preprocessing, choice of rows and every byte of content."""
+        settings = self.preprocess.to_dict() if self.preprocess else None
+        header = json.dumps([self.source, settings, len(self)], sort_keys=True)
+        digest = hashlib.sha256(header.encode())
+        digest.update(self.rows.astype("<i8").tobytes())
+        for block in self.samples.content():
+            digest.update(block)
+        return digest.hexdigest()
+
+    def _batches(
+        self, size: int
+    ) -> Iterator[tuple[dict[str, npt.NDArray[Any]], npt.NDArray[np.int64] | None]]:
+        labels = self.labels
+        for start in range(0, len(self), size):
+            rows = self.rows[start : start + size]
+            feeds = self._read(rows)
+            for name, feed in feeds.items():
+                self._check_finite(name, feed, rows)
+            yield feeds, None if labels is None else labels[start : start + size]
+
+    def _read(self, rows: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+        try:
+            feeds = dict(self.samples.read(rows))
+        except DataError as error:
+            raise self._error(str(error)) from error
+        for spec in self.inputs:
+            self._check_fit(spec, feeds[spec.name].shape)
+        return feeds
+
+    def _check_fit(self, spec: InputSpec, shape: tuple[int, ...]) -> None:
+        wanted = f"[{', '.join(str(size or '?') for size in spec.shape)}]"
+        if len(shape) != len(spec.shape):
+            raise self._error(
+                f"input {spec.name!r} has rank {len(spec.shape)} {wanted}, the data has rank "
+                f"{len(shape)} (a batch of {list(shape)}): reshape it, batch first"
+            )
+        for axis in range(1, len(shape)):
+            if spec.fixed(axis) not in (None, shape[axis]):
+                raise self._error(
+                    f"input {spec.name!r} {wanted} wants {spec.fixed(axis)} on axis {axis}, the "
+                    f"data has {shape[axis]}: change the data or the preprocessing"
+                )
+
+    def _check_finite(self, name: str, feed: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> None:
+        if feed.dtype.kind != "f" or np.isfinite(feed).all():
+            return
+        finite = np.isfinite(feed).reshape(len(rows), -1).all(axis=1)
+        worst = rows[int(np.argmin(finite))]
+        raise self._error(f"sample {worst} of input {name!r} has NaN or Inf: remove or repair it")
+
+    def _error(self, problem: str) -> DataError:
+        return DataError(f"{self.purpose} {self.source}: {problem}")

@@ -1,0 +1,57 @@
+"""From exceptions to one clear line and the documented exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import click
+
+from onnxcompress.errors import OnnxCompressError
+
+INTERRUPTED = 130
+INTERNAL = 70
+
+
+def exit_code_of(call: Callable[[], Any]) -> int:
+    """Run `call`; report what goes wrong on standard error in one line; return the exit code."""
+    # A termination request unwinds like Ctrl-C, so that temporary files are removed.
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        value = call()
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted: nothing was written")
+        return INTERRUPTED
+    except click.UsageError as error:
+        hint = f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
+        _say(" ".join(error.format_message().split()) + hint)
+        return 2
+    except click.ClickException as error:
+        _say(error.format_message())
+        return error.exit_code
+    except OnnxCompressError as error:
+        _say(str(error))
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has gone; there is nobody to tell.
+        sys.stderr.close()
+        return 6
+    except MemoryError:
+        _say("out of memory: use fewer samples, a smaller --batch, or a machine with more")
+        return INTERNAL
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return int(value) if isinstance(value, int) else 0
+
+
+def _say(message: str) -> None:
+    click.echo(f"onnxcompress: error: {message}", err=True)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,115 @@
+"""`onnxcompress inspect`: layers, cost, and what each pass could do, or why not."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import Any
+
+import click
+
+from onnxcompress.cli import options as shared
+from onnxcompress.cli.console import errors, output
+
+
+@click.command("inspect")
+@click.argument("source", metavar="MODEL")
+@click.option("--pass", "passes", multiple=True, metavar="NAME[:KEY=VALUE,...]")
+@shared.size_options
+@shared.json_option
+def inspect_command(
+    source: str, passes: tuple[str, ...], shapes: tuple[str, ...], batch: int | None, as_json: bool
+) -> None:
+    """List every layer of MODEL with its cost and what each pass could do there, or why not.
+
+    Nothing is run and nothing is written.
+    """
+    from onnxcompress.analyse.facts import analyse
+    from onnxcompress.analyse.sizes import parse_shape, representative_sizes
+    from onnxcompress.cli.tables import layers, number, octets
+    from onnxcompress.load.canonical import canonicalise
+    from onnxcompress.load.source import read_source
+    from onnxcompress.plan.options import collect
+    from onnxcompress.plan.recipes import BALANCED, recipe
+    from onnxcompress.plan.registry import parse_pass
+
+    chosen = tuple(parse_pass(text) for text in passes) if passes else recipe(BALANCED)
+    given = read_source(shared.model_source(source))
+    canonical = canonicalise(given.model)
+    sizes = representative_sizes(
+        canonical.model, dict(parse_shape(text) for text in shapes), batch=batch
+    )
+    facts = analyse(canonical.model, sizes)
+    rows = _rows(facts, collect(facts, chosen))
+    total = facts.total()
+    summary = {
+        "model": given.label,
+        "sizes": {name: list(size) for name, size in sizes.items()},
+        "params": total.params,
+        "macs": total.macs,
+        "file_bytes": given.file_bytes,
+        "canonical_form": list(canonical.notes),
+        "layers": rows,
+    }
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+        return
+    for note in canonical.notes:
+        errors.print(f"note: {note}", style="dim", markup=False)
+    layers(rows, output)
+    at = ", ".join(f"{name} {list(size)}" for name, size in sizes.items())
+    output.print(
+        f"{number(total.params)} parameters, {number(total.macs)} MACs, file "
+        f"{octets(given.file_bytes)}, at {at}",
+        markup=False,
+    )
+
+
+def _rows(facts: Any, offers: Any) -> list[dict[str, Any]]:
+    from onnxcompress.report.build import LAYER_OPERATORS
+
+    words: dict[str, list[str]] = defaultdict(list)
+    for candidates in offers.sites:
+        words[candidates[0].site.node].append(_offer(candidates))
+    for refusal in offers.refusals:
+        words[refusal.node].append(f"{refusal.pass_name}: no, {refusal.reason}")
+    shapes = facts.shapes()
+    rows = []
+    for node in facts.model.graph.node:
+        if node.op_type not in LAYER_OPERATORS:
+            continue
+        cost = facts.cost(node.name)
+        weight = next((n for n in node.input[1:] if facts.view.is_constant(n)), "")
+        dims = list(facts.view.initializers[weight].dims) if weight else []
+        rows.append(
+            {
+                "node": node.name,
+                "op": node.op_type,
+                "shape": "x".join(map(str, dims)),
+                "output": list(shapes.get(node.output[0], ())),
+                "macs": cost.macs,
+                "params": cost.params,
+                "passes": words[node.name] or ["no pass knows this operator"],
+            }
+        )
+    return rows
+
+
+def _offer(candidates: Any) -> str:
+    """The range on offer and the recommended setting, in words."""
+    name = candidates[0].site.pass_name
+    before = max(1, candidates[0].before.macs)
+    lossy = [c for c in candidates if c.damage > 0]
+    if not lossy:
+        return f"{name}: lossless form only"
+    ends = f"MACs x{lossy[0].after.macs / before:.2f}..x{lossy[-1].after.macs / before:.2f}"
+    if len(lossy) == 1:
+        ends = f"MACs x{lossy[0].after.macs / before:.2f}"
+    recommended = [c for c in candidates if c.recommended]
+    if not recommended:
+        return f"{name}: {ends}; EVBMF finds nothing to drop"
+    values = recommended[0].to_dict()["setting"]
+    ranks = "x".join(str(v) for v in values.values() if not isinstance(v, bool))
+    share = recommended[0].after.macs / before
+    error = recommended[0].damage
+    return f"{name}: {ends}; recommended rank {ranks} (MACs x{share:.2f}, error {error:.3f})"

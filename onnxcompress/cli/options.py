@@ -1,0 +1,86 @@
+"""Options that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from onnxcompress.errors import UsageError
+from onnxcompress.load.source import ModelSource
+from onnxcompress.runtime import Execution, default_threads
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def execution_options(command: F) -> F:
+    """`--providers`, `--threads`."""
+    command = click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        help="Threads of the CPU provider [default: all processors this process may use].",
+    )(command)
+    return click.option(
+        "--providers",
+        default="cpu",
+        show_default=True,
+        metavar="LIST",
+        help="cpu, cuda (every compute node must run there) or cuda,cpu (node by node).",
+    )(command)
+
+
+def size_options(command: F) -> F:
+    """`--shape`, `--batch`."""
+    command = click.option(
+        "--batch",
+        type=click.IntRange(min=1),
+        help="Batch size at which a dynamic batch is counted and timed [default: 1].",
+    )(command)
+    return click.option(
+        "--shape",
+        "shapes",
+        multiple=True,
+        metavar="NAME:D0,D1,...",
+        help="Size of a dynamic input at which to count and time.",
+    )(command)
+
+
+def preprocess_option(command: F) -> F:
+    """`--preprocess`."""
+    return click.option(
+        "--preprocess",
+        metavar="FILE.yaml|KEY=VALUE,...",
+        help="How uint8 images become inputs: layout, color, resize, crop, scale, mean, std, "
+        "label_offset.",
+    )(command)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table.")
+
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress on standard error.")
+
+
+def make_execution(providers: str, threads: int | None) -> Execution:
+    """Execution from its texts.
+
+    Raises:
+        UsageError: unknown provider.
+    """
+    names = tuple(name.strip().lower() for name in providers.split(",") if name.strip())
+    return Execution(names, threads or default_threads())
+
+
+def model_source(text: str) -> ModelSource:
+    """A path, or standard input for `-`.
+
+    Raises:
+        UsageError: standard input is a terminal.
+    """
+    if text != "-":
+        return Path(text)
+    if sys.stdin.isatty():
+        raise UsageError("IN is '-', but nothing is piped in")
+    return sys.stdin.buffer.read()

@@ -1,0 +1,127 @@
+"""Reports as tables a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_UNITS = ("", "k", "M", "G", "T")
+
+
+def number(value: float | int) -> str:
+    """A count with a decimal prefix: 1234567 is 1.23M."""
+    size, unit = float(value), 0
+    while abs(size) >= 999.5 and unit < len(_UNITS) - 1:
+        size, unit = size / 1000.0, unit + 1
+    return f"{size:.0f}" if unit == 0 else f"{size:.3g}{_UNITS[unit]}"
+
+
+def octets(value: int | None) -> str:
+    """A number of bytes with a decimal prefix."""
+    return "-" if value is None else f"{number(value)}B"
+
+
+def percent_points(values: list[Any] | None) -> str:
+    """An interval of a share, in per cent."""
+    return "" if not values else f" [{100 * values[0]:.2f}, {100 * values[1]:.2f}]"
+
+
+def before_after(report: Mapping[str, Any], console: Console) -> None:
+    """The table at the end of a job: original against result."""
+    before, after, remaining = report["before"], report["after"], report["remaining"]
+    table = Table(box=box.SIMPLE_HEAD, title=f"{report['model']['name']}", title_justify="left")
+    for heading in ("", "before", "after", "ratio"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for label, key, form in (
+        ("parameters", "params", number),
+        ("MACs", "macs", number),
+        ("file", "file_bytes", octets),
+        ("peak memory", "peak_memory_bytes", octets),
+    ):
+        ratio = after[key] / before[key] if before[key] and after[key] is not None else None
+        table.add_row(
+            label, form(before[key]), form(after[key]), f"{ratio:.3f}" if ratio is not None else "-"
+        )
+    low, high = report["latency_ratio"]["ci95"]
+    ratio = f"{remaining['latency']:.3f} [{low:.3f}, {high:.3f}]"
+    table.add_row(
+        "latency p50", *(f"{m['latency_ms']['p50']:.3f} ms" for m in (before, after)), ratio
+    )
+    table.add_row("latency p95", *(f"{m['latency_ms']['p95']:.3f} ms" for m in (before, after)), "")
+    if after["metric"] is not None:
+        table.add_row(*_metric_row(before["metric"], after["metric"], report["drop"]))
+    console.print(table)
+    _accuracy(report, console)
+    _changed(report, console)
+
+
+def _metric_row(before: Any, after: Any, drop: Any) -> tuple[str, str, str, str]:
+    if after["name"] == "snr":
+        return "worst SNR", "", f"{_db(after['value'])}", ""
+    words = ""
+    if drop is not None:
+        low, high = drop["ci95"]
+        words = f"drop {drop['points']:.2f} [{low:.2f}, {high:.2f}]"
+    cells = (f"{100 * m['value']:.2f} %" for m in (before, after))
+    return (after["name"], *cells, words)
+
+
+def _db(value: Any) -> str:
+    return f"{value:.1f} dB" if isinstance(value, float) else f"{value} dB"
+
+
+def _accuracy(report: Mapping[str, Any], console: Console) -> None:
+    if report["accuracy"]["verified"]:
+        console.print(Text(f"accuracy: {report['accuracy']['words']}"))
+        consulted = report["accuracy"]["consulted"]
+        if consulted > 1:
+            console.print(f"the held-out inputs were consulted {consulted} times")
+    else:
+        worst = min(report["fidelity"]["outputs"], key=lambda o: _sortable(o["snr_db"]))
+        console.print(
+            Text(
+                "accuracy was NOT verified: no data was given (SNR "
+                f"{_db(worst['snr_db'])} on random inputs)"
+            )
+        )
+    if report["latency_ratio"]["slower"]:
+        console.print(Text("the result is SLOWER than the original on this machine", style="bold"))
+
+
+def _sortable(value: Any) -> float:
+    return float(value) if value is not None else float("-inf")
+
+
+def _changed(report: Mapping[str, Any], console: Console) -> None:
+    rows = report["layers"]
+    done = [row for row in rows if row["pass"]]
+    console.print(f"{len(done)} of {len(rows)} layers rewritten; the report says why the rest stay")
+
+
+def layers(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """One row per layer: cost, and what passes could do with it or why not."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading, justify in (
+        ("layer", "left"),
+        ("op", "left"),
+        ("shape", "left"),
+        ("MACs", "right"),
+        ("params", "right"),
+        ("what passes could do, or why not", "left"),
+    ):
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(
+            Text(row["node"]),
+            row["op"],
+            row["shape"],
+            number(row["macs"]),
+            number(row["params"]),
+            Text("\n".join(row["passes"])),
+        )
+    console.print(table)

@@ -1,0 +1,92 @@
+"""Everything a compression job is told, in one frozen value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxcompress.errors import UsageError
+from onnxcompress.plan.contract import Pass
+from onnxcompress.runtime import Execution
+
+DEFAULT_MAX_DROP = 1.0
+DEFAULT_MIN_SNR = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of `compress`; the command line and `onnxcompress.compress` both fill this in.
+
+    Attributes:
+        passes: passes in order; sites that several could rewrite go to the first.
+        targets: fraction of the original that may remain, per kind.
+        max_drop: points of the metric that may be lost.
+        min_snr: dB demanded of networks without a class decision.
+        confidence: judge the bad end of the interval at this level.
+        data: calibration inputs (SPEC, arrays or Dataset), or None.
+        eval_data: held-out inputs for the verdict, or None.
+        preprocess: for uint8 images, as text; applies to both.
+        metric: top1, top5, agreement or MODULE:FUNCTION; None chooses.
+        execution: provider, threads.
+        shapes: representative sizes by input name.
+        batch: batch size at which a dynamic batch is measured.
+        gate: time every rewrite and keep the faster ones; None decides by the targets.
+        exclude: regular expressions of node names to leave alone.
+        plan: replay this plan file instead of planning.
+        run: folder for the journal (plan, latency table).
+        seed: for every random choice.
+    """
+
+    passes: tuple[Pass[Any], ...]
+    targets: Mapping[str, float] = field(default_factory=dict)
+    max_drop: float = DEFAULT_MAX_DROP
+    min_snr: float = DEFAULT_MIN_SNR
+    confidence: float | None = None
+    data: Any = None
+    eval_data: Any = None
+    preprocess: str | None = None
+    metric: str | None = None
+    execution: Execution = field(default_factory=Execution)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    batch: int | None = None
+    gate: bool | None = None
+    exclude: tuple[str, ...] = ()
+    plan: Path | None = None
+    run: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.max_drop >= 0:
+            raise UsageError(f"--max-drop must be 0 or more points, not {self.max_drop:g}")
+        if self.confidence is not None and not 0.0 < self.confidence < 1.0:
+            raise UsageError(f"--confidence lies between 0 and 1, not {self.confidence:g}")
+        if self.batch is not None and self.batch < 1:
+            raise UsageError(f"--batch must be at least 1, not {self.batch}")
+        if self.gate is False and "latency" in self.targets:
+            raise UsageError("a latency target needs the latency gate: leave out --gate off")
+        if not self.passes and self.plan is None:
+            raise UsageError("no pass to apply: give --pass NAME, or leave it out for all of them")
+        names = [p.name for p in self.passes]
+        if len(set(names)) != len(names):
+            raise UsageError(f"pass '{max(names, key=names.count)}' is given twice")
+        for pattern in self.exclude:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UsageError(
+                    f"--exclude '{pattern}' is no regular expression: {error}"
+                ) from error
+
+    @property
+    def gated(self) -> bool:
+        """Whether rewrites are timed: yes, unless only size, MACs or parameters are asked for."""
+        if self.gate is not None:
+            return self.gate
+        return not self.targets or "latency" in self.targets
+
+    def excluded(self, names: list[str]) -> frozenset[str]:
+        """The node names that an exclusion matches (anywhere in the name)."""
+        return frozenset(n for n in names if any(re.search(p, n) for p in self.exclude))

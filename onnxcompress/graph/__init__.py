@@ -1,0 +1,1 @@
+"""Reading and changing ONNX graphs: view, editor (the only writer), specs, costs, digests."""

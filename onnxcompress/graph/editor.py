@@ -1,0 +1,252 @@
+"""The only code that changes a graph.
+
+An Editor imports a model, hands out names that nobody else has, stamps where new nodes come from,
+keeps a journal, and exports. Existing tensors and initializers are never overwritten: an edit adds
+new ones and rewires, and whatever nobody reads any more is dropped at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from onnxcompress.errors import ModelError
+from onnxcompress.graph.surgeon import export_graph, import_graph
+from onnxcompress.graph.view import subgraphs
+
+PROVENANCE_KEY = "onnxcompress.pass"
+SOURCE_KEY = "onnxcompress.source"
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    """One edit: what was done to which node, by whom."""
+
+    action: str
+    node: str
+    author: str
+
+
+class Editor:
+    """Edits a private copy of a model's graph structure; the model given is never changed.
+
+    Args:
+        model: the model to edit, or a skeleton of it.
+        weights: initializers taken out of a skeleton, referenced lazily.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, *, weights: dict[str, onnx.TensorProto] | None = None
+    ) -> None:
+        self._graph, self._keep = import_graph(model, weights=weights)
+        self._tensor_names = set(_all_tensor_names(model.graph)) | set(weights or {})
+        self._node_names = {node.name for node in model.graph.node}
+        self._by_name = {node.name: node for node in self._graph.nodes}
+        self._author = ""
+        self.journal: list[JournalEntry] = []
+
+    @property
+    def nodes(self) -> tuple[gs.Node, ...]:
+        """The nodes in their present order."""
+        return tuple(self._graph.nodes)
+
+    @property
+    def outputs(self) -> tuple[gs.Tensor, ...]:
+        """The output tensors of the graph."""
+        return tuple(self._graph.outputs)
+
+    @property
+    def inputs(self) -> tuple[gs.Tensor, ...]:
+        """The true input tensors of the graph (constants are not inputs)."""
+        return tuple(self._graph.inputs)
+
+    def is_output(self, tensor: gs.Tensor) -> bool:
+        """Whether `tensor` is an output of the graph."""
+        return any(tensor is output for output in self._graph.outputs)
+
+    def sign(self, author: str) -> None:
+        """Name the author of the edits that follow (a pass); it is stamped into new nodes."""
+        self._author = author
+
+    def node(self, name: str) -> gs.Node:
+        """The node called `name`.
+
+        Raises:
+            ModelError: there is no such node any more.
+        """
+        if name not in self._by_name:
+            raise ModelError(f"node '{name}' is not in the graph (was it already replaced?)")
+        return self._by_name[name]
+
+    def tensor_name(self, hint: str) -> str:
+        """A tensor name starting with `hint` that no graph or subgraph uses."""
+        return _unique(hint, self._tensor_names)
+
+    def constant(self, hint: str, values: NDArray[np.generic]) -> gs.Constant:
+        """A new initializer holding `values`, named after `hint`."""
+        return gs.Constant(self.tensor_name(hint), np.ascontiguousarray(values))
+
+    def variable(self, hint: str, like: gs.Tensor | None = None) -> gs.Variable:
+        """A new intermediate tensor, of the dtype of `like`."""
+        return gs.Variable(self.tensor_name(hint), dtype=like.dtype if like is not None else None)
+
+    def replace(self, node: gs.Node, replacement: Sequence[gs.Node]) -> None:
+        """Put the nodes of `replacement` where `node` stands.
+
+        The last of them takes over the very output tensors of `node`, so that no consumer
+        changes. Domain and provenance are filled in.
+
+        Raises:
+            ModelError: the replacement leaves the node's outputs without a producer.
+        """
+        at = self._position(node)
+        last = replacement[-1]
+        if last.outputs:
+            raise ModelError(
+                f"replacement of node '{node.name}' must leave the outputs of its last node empty"
+            )
+        outputs = list(node.outputs)
+        node.outputs.clear()
+        node.inputs.clear()
+        last.outputs = outputs
+        self._graph.nodes[at : at + 1] = list(replacement)
+        del self._by_name[node.name]
+        for new in replacement:
+            self._adopt(new, source=node.name)
+        self._log("replace", node.name)
+
+    def insert_before(self, node: gs.Node, new: gs.Node) -> None:
+        """Insert the node `new` in front of `node` in the order of execution."""
+        at = self._position(node)
+        self._graph.nodes[at:at] = [new]
+        self._adopt(new, source=node.name)
+        self._log("insert", new.name)
+
+    def bypass(self, node: gs.Node, tensor: gs.Tensor) -> None:
+        """Remove `node` and let every reader of its first output read `tensor` instead.
+
+        Raises:
+            ModelError: the output is an output of the graph, whose name must stay.
+        """
+        output = node.outputs[0]
+        if self.is_output(output):
+            raise ModelError(f"node '{node.name}' makes the graph output '{output.name}'")
+        for reader in list(output.outputs):
+            for index, read in enumerate(reader.inputs):
+                if read is output:
+                    reader.inputs[index] = tensor
+        self._drop(node)
+        self._log("bypass", node.name)
+
+    def take_over_output(self, node: gs.Node, follower: gs.Node) -> None:
+        """Remove `follower`, which reads `node`, and let `node` write its output instead."""
+        outputs = list(follower.outputs)
+        follower.outputs.clear()
+        self._drop(follower)
+        node.outputs = outputs
+        self._log("absorb", follower.name)
+
+    def set_input(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
+        """Let input `index` of `node` read `tensor`; omitted inputs before it stay omitted."""
+        while len(node.inputs) <= index:
+            node.inputs.append(gs.Variable.empty())
+        node.inputs[index] = tensor
+        self._log("rewire", node.name)
+
+    def set_attributes(self, node: gs.Node, values: Mapping[str, object | None]) -> None:
+        """Set attributes of `node`; None removes one."""
+        for key, value in values.items():
+            if value is None:
+                node.attrs.pop(key, None)
+            else:
+                node.attrs[key] = value
+        self._keep.written.add(id(node))
+        self._log("attributes", node.name)
+
+    def lift(self, node: gs.Node, tensor: onnx.TensorProto) -> None:
+        """Turn the output of a Constant node into an initializer with the values of `tensor`."""
+        output = node.outputs[0]
+        self._drop(node)
+        output.to_constant(LazyValues(tensor))
+        self._log("lift", node.name)
+
+    def copy_constant(self, constant: gs.Constant) -> gs.Constant:
+        """A second initializer with the same values, sharing the data until export."""
+        return gs.Constant(self.tensor_name(f"{constant.name}_untied"), constant._values)
+
+    def finish(self) -> onnx.ModelProto:
+        """Drop what nobody reads and export; shapes are not inferred here.
+
+        Edits keep the order of execution valid, so no sorting is needed (graphsurgeon's sort is
+        recursive and fails on deep networks).
+        """
+        outputs = {id(t) for t in self._graph.outputs}
+        live: list[gs.Node] = []
+        needed: set[int] = set(outputs)
+        for node in reversed(self._graph.nodes):
+            if any(id(t) in needed for t in node.outputs):
+                live.append(node)
+                needed.update(id(t) for t in node.inputs)
+                needed.update(id(t) for t in _captured(node))
+        self._graph.nodes = live[::-1]
+        return export_graph(self._graph, self._keep)
+
+    def _adopt(self, node: gs.Node, *, source: str) -> None:
+        node.name = _unique(node.name or f"{source}_{node.op}", self._node_names)
+        self._by_name[node.name] = node
+        if self._author:
+            self._keep.metadata[id(node)] = {PROVENANCE_KEY: self._author, SOURCE_KEY: source}
+
+    def _position(self, node: gs.Node) -> int:
+        for index, candidate in enumerate(self._graph.nodes):
+            if candidate is node:
+                return index
+        raise ModelError(f"node '{node.name}' is not in the graph")
+
+    def _drop(self, node: gs.Node) -> None:
+        at = self._position(node)
+        node.outputs.clear()
+        node.inputs.clear()
+        del self._graph.nodes[at]
+        self._by_name.pop(node.name, None)
+
+    def _log(self, action: str, node: str) -> None:
+        self.journal.append(JournalEntry(action, node, self._author))
+
+
+def _unique(hint: str, taken: set[str]) -> str:
+    name, number = hint, 1
+    while name in taken:
+        name = f"{hint}_{number}"
+        number += 1
+    taken.add(name)
+    return name
+
+
+def _captured(node: gs.Node) -> list[gs.Tensor]:
+    """Tensors that the subgraphs of `node` read (outer ones among them keep their identity)."""
+    tensors: list[gs.Tensor] = []
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            tensors.extend(value.outputs)
+            for inner in value.nodes:
+                tensors.extend(inner.inputs)
+                tensors.extend(_captured(inner))
+    return tensors
+
+
+def _all_tensor_names(graph: onnx.GraphProto) -> list[str]:
+    names = [t.name for t in graph.initializer]
+    names += [i.name for i in graph.input] + [o.name for o in graph.output]
+    names += [t.values.name for t in graph.sparse_initializer]
+    for node in graph.node:
+        names += [name for name in (*node.input, *node.output) if name]
+        for sub in subgraphs(node):
+            names += _all_tensor_names(sub)
+    return names

@@ -1,0 +1,71 @@
+"""Shapes, inferred on the skeleton so that large weights are never serialised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx
+
+from onnxcompress.errors import ModelError
+from onnxcompress.graph.skeleton import skeleton
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def with_value_info(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replace the value_info of `model`, in place, by freshly inferred types and shapes."""
+    del model.graph.value_info[:]
+    light = skeleton(model)
+    inferred = _infer(light.model, data_prop=True)
+    model.graph.value_info.extend(
+        value for value in inferred.graph.value_info if value.name not in light.weights
+    )
+    return model
+
+
+def static_shapes(model: onnx.ModelProto) -> Shapes:
+    """Every shape that is known without running the model, whatever the inputs' sizes."""
+    light = onnx.ModelProto()
+    light.CopyFrom(skeleton(model).model)
+    del light.graph.value_info[:]
+    return _known(_infer(light, data_prop=True))
+
+
+def shapes_at(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> Shapes:
+    """Every shape that follows from giving the inputs the sizes in `sizes`.
+
+    Raises:
+        ModelError: the sizes contradict the graph.
+    """
+    light = onnx.ModelProto()
+    light.CopyFrom(skeleton(model).model)
+    del light.graph.value_info[:]
+    for value in light.graph.input:
+        if value.name in sizes:
+            shape = value.type.tensor_type.shape
+            del shape.dim[:]
+            for size in sizes[value.name]:
+                shape.dim.add(dim_value=int(size))
+    # The declared output shapes may hold symbols that now have values, or stale numbers.
+    for output in light.graph.output:
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
+    return _known(_infer(light, data_prop=True))
+
+
+def _infer(model: onnx.ModelProto, *, data_prop: bool) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(model, strict_mode=False, data_prop=data_prop)
+    except Exception as error:
+        raise ModelError(f"shape inference fails: {' '.join(str(error).split())[:300]}") from error
+
+
+def _known(model: onnx.ModelProto) -> Shapes:
+    shapes: Shapes = {}
+    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+        if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
+            continue
+        dims = value.type.tensor_type.shape.dim
+        if all(dim.HasField("dim_value") for dim in dims):
+            shapes[value.name] = tuple(dim.dim_value for dim in dims)
+    return shapes

@@ -1,0 +1,1 @@
+"""Latency, measured: interleaved rounds with one live session at a time, and a table on disk."""

@@ -1,0 +1,124 @@
+"""Interleaved timing: rounds alternate between the models, one live session at a time.
+
+Two live ONNX Runtime sessions disturb each other through their spinning thread pools, so every
+visit makes its session, warms it up, times it, and gives it back. The order turns around from
+round to round, so that a drift of the machine's speed falls on all models alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxcompress.runtime import Array, Execution, open_session
+
+Loadable = onnx.ModelProto | bytes | Path
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to measure.
+
+    Attributes:
+        rounds: visits to each model.
+        seconds: time spent on counted runs per visit.
+        min_runs: counted runs per visit at least.
+        warmup_runs: runs before counting at each visit, at least; and a third of `seconds`.
+    """
+
+    rounds: int = 8
+    seconds: float = 0.25
+    min_runs: int = 5
+    warmup_runs: int = 3
+
+
+LAYER_BUDGET = Budget(rounds=7, seconds=0.02, min_runs=7, warmup_runs=3)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Raw samples of one model: milliseconds per run, one tuple per round."""
+
+    rounds: tuple[tuple[float, ...], ...]
+
+    @property
+    def samples(self) -> NDArray[np.float64]:
+        """All samples in the order they were taken."""
+        return np.array([ms for one in self.rounds for ms in one])
+
+    @property
+    def round_medians(self) -> NDArray[np.float64]:
+        """The median of each round; round i of two models were measured side by side."""
+        return np.array([float(np.median(one)) for one in self.rounds])
+
+    @property
+    def p50(self) -> float:
+        """Median over all samples, in milliseconds."""
+        return float(np.median(self.samples))
+
+    @property
+    def p95(self) -> float:
+        """95th percentile over all samples, in milliseconds."""
+        return float(np.percentile(self.samples, 95))
+
+
+def interleaved(
+    models: Sequence[Loadable],
+    feeds: Sequence[Mapping[str, Array]] | Mapping[str, Array],
+    execution: Execution,
+    *,
+    budget: Budget | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Timing]:
+    """Time several models against each other.
+
+    Args:
+        models: what to time; a ModelProto is serialised once.
+        feeds: one set of inputs for all models, or one for each.
+        execution: provider, threads.
+        budget: how long to measure.
+        progress: called with (rounds done, rounds in all).
+
+    Returns:
+        One Timing per model, in the order given.
+    """
+    budget = budget or Budget()
+    each = [feeds] * len(models) if isinstance(feeds, Mapping) else list(feeds)
+    # Over 2 GB a ModelProto cannot be serialised: it stays what it is, and open_session copes.
+    loadable = [
+        m.SerializeToString() if isinstance(m, onnx.ModelProto) and m.ByteSize() < 2**30 else m
+        for m in models
+    ]
+    rounds: list[list[tuple[float, ...]]] = [[] for _ in models]
+    for number in range(budget.rounds):
+        order = range(len(models)) if number % 2 == 0 else range(len(models) - 1, -1, -1)
+        for index in order:
+            with open_session(loadable[index], execution) as session:
+                rounds[index].append(_visit(session.runner(each[index]), budget))
+        if progress is not None:
+            progress(number + 1, budget.rounds)
+    return [Timing(tuple(one)) for one in rounds]
+
+
+def _visit(run: Callable[[], None], budget: Budget) -> tuple[float, ...]:
+    _repeat(run, budget.seconds / 3, budget.warmup_runs)
+    return tuple(_repeat(run, budget.seconds, budget.min_runs))
+
+
+def _repeat(run: Callable[[], None], seconds: float, min_runs: int) -> list[float]:
+    """Run for `seconds`, and `min_runs` times at least; milliseconds of each run."""
+    samples: list[float] = []
+    end = time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        run()
+        stop = time.perf_counter()
+        samples.append((stop - start) * 1e3)
+        if stop >= end and len(samples) >= min_runs:
+            return samples

@@ -1,0 +1,1 @@
+"""Stage 1: read a model, check it, and bring it into the canonical form the passes rely on."""

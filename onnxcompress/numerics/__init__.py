@@ -1,0 +1,1 @@
+"""Dense numerics on plain arrays: NumPy, SciPy and tensorly only, no graph and no model."""

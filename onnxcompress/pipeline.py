@@ -1,0 +1,206 @@
+"""load -> analyse -> calibrate -> plan -> rewrite -> verify -> report, in one function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx
+
+from onnxcompress.analyse.facts import Facts, analyse
+from onnxcompress.analyse.sizes import random_feeds, representative_sizes
+from onnxcompress.calibrate.inputs import Inputs, open_inputs
+from onnxcompress.config import Config
+from onnxcompress.errors import BoundError, DataError
+from onnxcompress.graph.view import FLOATING_TYPES
+from onnxcompress.load.canonical import Canonical, canonicalise
+from onnxcompress.load.source import ModelSource, Source, read_source
+from onnxcompress.load.trust import computes_the_same
+from onnxcompress.plan.plan import Plan
+from onnxcompress.planning import Planner
+from onnxcompress.progress import Progress, Silent
+from onnxcompress.report.build import build_report
+from onnxcompress.rewrite.manager import Rewritten, rewrite
+from onnxcompress.runtime import open_session
+from onnxcompress.verify.metrics import Metric, is_classifier, parse_metric
+from onnxcompress.verify.verdict import Bounds, Verdict, verify
+
+_MAX_ATTEMPTS = 4
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job yields.
+
+    Attributes:
+        model: the rewritten model.
+        plan: what was done and what was refused.
+        report: the report as plain values.
+        verdict: the evidence.
+    """
+
+    model: onnx.ModelProto
+    plan: Plan
+    report: dict[str, Any]
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job after its first three stages: everything known, nothing decided."""
+
+    source: Source
+    canonical: Canonical
+    inputs: Inputs
+    facts: Facts
+    config: Config
+
+
+def run(source: ModelSource, config: Config, progress: Progress | None = None) -> Result:
+    """The main job.
+
+    Raises:
+        BoundError: no result meets the bounds, or nothing could be gained; the attribute
+            `report` holds the report of the best attempt, if there was one.
+        OnnxCompressError: whatever else is wrong, with its exit code.
+    """
+    progress = progress or Silent()
+    prepared = prepare(source, config, progress)
+    planner = Planner(prepared.facts, prepared.inputs, config, prepared.source, progress)
+    metric = verdict_metric(prepared)
+    bounds = Bounds(
+        config.max_drop, config.min_snr, config.confidence, config.targets, config.gated
+    )
+    for attempt in range(_MAX_ATTEMPTS):
+        progress.stage("plan")
+        plan = planner.plan()
+        demand_gain(plan, planner)
+        progress.stage("rewrite")
+        rewritten = rewrite(prepared.facts.model, plan.chosen, planner.passes)
+        plan = with_rolled_back(plan, rewritten)
+        progress.stage("verify")
+        verdict = verify(
+            prepared.source.model,
+            rewritten.model,
+            bounds,
+            config.execution,
+            prepared.facts.sizes,
+            data=prepared.inputs.verdict,
+            metric=metric,
+            file_bytes=prepared.source.file_bytes,
+            seed=config.seed,
+            progress=progress.step,
+        )
+        report = build_report(
+            source=prepared.source,
+            notes=prepared.canonical.notes,
+            facts=prepared.facts,
+            inputs=prepared.inputs,
+            plan=plan,
+            timings=planner.timings,
+            verdict=verdict,
+            execution=config.execution,
+            seed=config.seed,
+            consulted=attempt + 1,
+        )
+        if verdict.ok:
+            return Result(rewritten.model, plan, report, verdict)
+        progress.note(f"attempt {attempt + 1}: {verdict.failures[0]}")
+        if attempt + 1 == _MAX_ATTEMPTS or not planner.tighten(verdict):
+            break
+    raise bound_error(verdict, report)
+
+
+def prepare(source: ModelSource, config: Config, progress: Progress) -> Prepared:
+    """Load the model and the data, and analyse."""
+    progress.stage("load")
+    given = read_source(source)
+    canonical = canonicalise(given.model)
+    # The session says at once, before any work, whether the provider is there and takes the model.
+    with open_session(given.model, config.execution):
+        pass
+    inputs = open_inputs(
+        given.model,
+        config.data,
+        config.eval_data,
+        preprocess=config.preprocess,
+        seed=config.seed,
+    )
+    sizes = representative_sizes(
+        canonical.model, config.shapes, batch=config.batch, seen=inputs.sizes
+    )
+    if canonical.slimmed:
+        feeds = random_feeds(given.model, sizes, seed=config.seed)
+        if not computes_the_same(given.model, canonical.model, feeds, config.execution):
+            canonical = canonicalise(given.model, fold_constants=False)
+            note = "constant folding skipped: onnxslim changed the outputs"
+            canonical = replace(canonical, notes=(*canonical.notes, note))
+    progress.stage("analyse")
+    names = [node.name for node in canonical.model.graph.node]
+    facts = analyse(canonical.model, sizes, excluded=config.excluded(names))
+    for note in canonical.notes:
+        progress.note(note)
+    return Prepared(given, canonical, inputs, facts, config)
+
+
+def plan_only(
+    source: ModelSource, config: Config, progress: Progress | None = None
+) -> tuple[Plan, Prepared]:
+    """The first four stages; nothing is rewritten for good."""
+    progress = progress or Silent()
+    prepared = prepare(source, config, progress)
+    planner = Planner(prepared.facts, prepared.inputs, config, prepared.source, progress)
+    progress.stage("plan")
+    plan = planner.plan()
+    demand_gain(plan, planner)
+    return plan, prepared
+
+
+def verdict_metric(prepared: Prepared) -> Metric | None:
+    """The metric of the verdict: as asked; else top1 where there are labels, else agreement."""
+    data, config = prepared.inputs.verdict, prepared.config
+    if data is None:
+        return None
+    shapes = [
+        [d.dim_value if d.HasField("dim_value") else None for d in o.type.tensor_type.shape.dim]
+        for o in prepared.source.model.graph.output
+        if o.type.tensor_type.elem_type in FLOATING_TYPES
+    ]
+    labelled = data.labels is not None and not prepared.inputs.held_out and is_classifier(shapes)
+    metric = parse_metric(config.metric or ("top1" if labelled else "agreement"))
+    if metric.needs_labels and data.labels is None:
+        raise DataError(
+            f"metric {metric.name} needs labels, and {data.source} has none: add them as 'y', or "
+            "use --metric agreement"
+        )
+    return metric
+
+
+def demand_gain(plan: Plan, planner: Planner) -> None:
+    """Refuse an empty plan.
+
+    Raises:
+        BoundError: no layer would be rewritten; names the most frequent reasons.
+    """
+    if plan.chosen:
+        return
+    raise BoundError(f"nothing could be gained: {planner.why_nothing(plan)}")
+
+
+def with_rolled_back(plan: Plan, rewritten: Rewritten) -> Plan:
+    """The plan as it was really carried out."""
+    if not rewritten.rolled_back:
+        return plan
+    return replace(
+        plan, chosen=rewritten.applied, refusals=(*plan.refusals, *rewritten.rolled_back)
+    )
+
+
+def bound_error(verdict: Verdict, report: dict[str, Any]) -> BoundError:
+    """The error that describes the best attempt in one line."""
+    parts = [f"{k} {verdict.remaining(k):.3f}" for k in ("latency", "macs", "params", "size")]
+    return BoundError(
+        f"bounds not met: {'; '.join(verdict.failures)} (best attempt: {', '.join(parts)} of the "
+        f"original; {verdict.accuracy})",
+        report,
+    )

@@ -1,0 +1,1 @@
+"""Stage 4: the pass contract, candidates, and the plan that chooses among them."""

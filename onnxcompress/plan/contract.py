@@ -1,0 +1,143 @@
+"""The contract between the engine and a pass.
+
+A pass looks (`sites`), weighs (`candidates`) and acts (`rewrite`). Looking and weighing only
+read; acting goes through the Editor. Costs, locality and exactness are checked by the engine for
+every pass; nothing is believed.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from onnxcompress.analyse.facts import Facts, Need
+from onnxcompress.errors import UsageError
+from onnxcompress.graph.cost import Cost
+from onnxcompress.graph.editor import Editor
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node that a pass can rewrite."""
+
+    pass_name: str
+    node: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A node that a pass looked at and leaves alone, and why."""
+
+    pass_name: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Candidate(Generic[S]):
+    """One way of rewriting one site: data only, so that it can be planned, saved and replayed.
+
+    Attributes:
+        site: what is rewritten.
+        setting: the pass's own frozen description (ranks, widths, ...), JSON-serialisable.
+        touches: names of the nodes that disappear or change; no other node may.
+        before: counted cost of those nodes with their constants.
+        after: counted cost of what replaces them.
+        damage: predicted relative increase of the squared error at the output of the layer;
+            0 means lossless.
+        recommended: the candidate that the pass's own rule picks when there is nothing to plan by.
+    """
+
+    site: Site
+    setting: S
+    touches: tuple[str, ...]
+    before: Cost
+    after: Cost
+    damage: float
+    recommended: bool = False
+
+    @property
+    def saving(self) -> Cost:
+        """What the rewrite saves (negative where it costs)."""
+        return self.before - self.after
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the plan file."""
+        return {
+            "pass": self.site.pass_name,
+            "node": self.site.node,
+            "setting": dataclasses.asdict(self.setting),  # type: ignore[call-overload]
+            "touches": list(self.touches),
+            "before": dataclasses.asdict(self.before),
+            "after": dataclasses.asdict(self.after),
+            "damage": self.damage,
+        }
+
+
+class Pass(abc.ABC, Generic[S]):
+    """A kind of rewrite. Subclasses are frozen dataclasses whose fields are their options.
+
+    Every field has a default and `metadata={"help": ...}`; `name` equals the entry point's name.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[Need]]
+    setting_type: ClassVar[type]
+    """The frozen dataclass of `Candidate.setting`."""
+
+    @abc.abstractmethod
+    def sites(self, facts: Facts) -> Iterator[Site | Refusal]:
+        """Where this pass applies; or, for nodes of its kind where it does not, why not."""
+
+    @abc.abstractmethod
+    def candidates(self, site: Site, facts: Facts) -> Sequence[Candidate[S]]:
+        """Ways of rewriting `site`, the loosest first; with default options that is lossless.
+
+        A later candidate costs no more and damages no less than the one before it. An empty
+        sequence is not allowed: a site that turns out hopeless raises `NoCandidate`.
+        """
+
+    @abc.abstractmethod
+    def rewrite(self, candidate: Candidate[S], edit: Editor) -> None:
+        """Carry out `candidate`. Only nodes named in its `touches` may change."""
+
+    def load_setting(self, values: dict[str, Any]) -> S:
+        """A setting from the plan file's values.
+
+        Raises:
+            UsageError: the values do not fit this pass.
+        """
+        try:
+            return self.setting_type(**values)  # type: ignore[no-any-return]
+        except TypeError as error:
+            raise UsageError(f"setting {values} does not fit pass '{self.name}'") from error
+
+
+class NoCandidate(Exception):  # noqa: N818  (a finding, not an error)
+    """Raised by `candidates` when a site has nothing to offer; the message is the reason."""
+
+
+def candidate_from_dict(values: dict[str, Any], owner: Pass[Any]) -> Candidate[Any]:
+    """Read a candidate back from a plan file.
+
+    Raises:
+        UsageError: a field is missing or of the wrong kind.
+    """
+    try:
+        return Candidate(
+            site=Site(values["pass"], values["node"]),
+            setting=owner.load_setting(values["setting"]),
+            touches=tuple(values["touches"]),
+            before=Cost(**values["before"]),
+            after=Cost(**values["after"]),
+            damage=float(values["damage"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"plan entry for node {values.get('node')!r} is malformed: {error}"
+        ) from error

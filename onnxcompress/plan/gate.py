@@ -1,0 +1,112 @@
+"""The latency gate: every candidate is timed against the layer it would replace.
+
+The layer is cut out with its fused neighbours at the real sizes, rewritten by the very pass, and
+both are timed side by side on the target provider, threads and batch. Layers of equal structure
+are timed once. A candidate that is not faster is dropped, with the figure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from onnxcompress.analyse.facts import Facts
+from onnxcompress.errors import PassError
+from onnxcompress.graph.editor import Editor
+from onnxcompress.graph.extract import extract_layer, structure_key
+from onnxcompress.latency.table import LatencyTable, LayerTiming
+from onnxcompress.plan.contract import Candidate, Pass, Refusal
+from onnxcompress.plan.options import Options
+
+Key = tuple[str, str, str]
+"""(node, pass, setting as JSON): one candidate of one site."""
+
+
+@dataclass(frozen=True)
+class Gated:
+    """The options that are faster, their timings, and what was dropped for being slower."""
+
+    options: Options
+    timings: Mapping[Key, LayerTiming]
+
+
+def candidate_key(candidate: Candidate[Any]) -> Key:
+    """What identifies a candidate among all of one model."""
+    values = candidate.to_dict()
+    return values["node"], values["pass"], json.dumps(values["setting"], sort_keys=True)
+
+
+def gate(
+    options: Options,
+    facts: Facts,
+    passes: Mapping[str, Pass[Any]],
+    table: LatencyTable,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Gated:
+    """Time every candidate that is not lossless, and keep the faster ones.
+
+    Lossless candidates with nothing to save are never timed: they exist to prove exactness.
+    """
+    timings: dict[Key, LayerTiming] = {}
+    seen: dict[str, LayerTiming] = {}
+    sites: list[tuple[Candidate[Any], ...]] = []
+    refusals = list(options.refusals)
+    for number, offers in enumerate(options.sites):
+        worth = [c for c in offers if c.saving.macs > 0 or c.recommended]
+        if worth:
+            node = worth[0].site.node
+            layer = extract_layer(facts.view, node, facts.shapes())
+            structure = json.dumps(structure_key(layer))
+            names = [structure + "|".join(candidate_key(c)[1:]) for c in worth]
+            fresh = [i for i, name in enumerate(names) if name not in seen]
+            replaced = [_rewritten(layer, worth[i], passes) for i in fresh]
+            for i, timing in zip(fresh, table.compare(layer, replaced), strict=True):
+                seen[names[i]] = timing
+            for candidate, name in zip(worth, names, strict=True):
+                timings[candidate_key(candidate)] = seen[name]
+        faster = tuple(c for c in worth if timings[candidate_key(c)].faster)
+        if faster:
+            sites.append(faster)
+        elif worth:
+            best = min((timings[candidate_key(c)] for c in worth), key=lambda t: t.ratio)
+            refusals.append(
+                Refusal(
+                    worth[0].site.pass_name,
+                    worth[0].site.node,
+                    f"no faster: best of {len(worth)} candidates takes {best.ratio:.2f} times as "
+                    "long as the layer itself",
+                )
+            )
+        else:
+            refusals.append(nothing_to_save(offers))
+        if progress is not None:
+            progress(number + 1, len(options.sites))
+    return Gated(Options(tuple(sites), tuple(refusals)), timings)
+
+
+def nothing_to_save(offers: tuple[Candidate[Any], ...]) -> Refusal:
+    """The refusal of a site none of whose candidates is cheaper than the layer."""
+    site = offers[0].site
+    return Refusal(
+        site.pass_name, site.node, "too small: every rank on offer costs more than it saves"
+    )
+
+
+def _rewritten(
+    layer: onnx.ModelProto, candidate: Candidate[Any], passes: Mapping[str, Pass[Any]]
+) -> onnx.ModelProto:
+    owner = passes[candidate.site.pass_name]
+    editor = Editor(layer)
+    editor.sign(owner.name)
+    try:
+        owner.rewrite(candidate, editor)
+    except Exception as error:
+        raise PassError(
+            f"pass '{owner.name}' failed to rewrite node '{candidate.site.node}': {error!r}"
+        ) from error
+    return editor.finish()

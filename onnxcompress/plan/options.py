@@ -1,0 +1,62 @@
+"""All that the passes offer for one model: candidates per node, and refusals with their reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxcompress.analyse.facts import Facts
+from onnxcompress.errors import OnnxCompressError, PassError
+from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Refusal
+
+
+@dataclass(frozen=True)
+class Options:
+    """What could be done: for each site its candidates (loosest first), and what was refused."""
+
+    sites: tuple[tuple[Candidate[Any], ...], ...]
+    refusals: tuple[Refusal, ...]
+
+
+def collect(facts: Facts, passes: Sequence[Pass[Any]]) -> Options:
+    """Ask every pass where it applies and what it offers there.
+
+    The first pass that offers something for a node has it; later ones are told so.
+
+    Raises:
+        PassError: a pass raised something that is not an error of ours.
+    """
+    sites: list[tuple[Candidate[Any], ...]] = []
+    refusals: list[Refusal] = []
+    owners: dict[str, str] = {}
+    for owner in passes:
+        view = facts.restricted(owner.needs)
+        for found in _guarded(owner, "sites", lambda o=owner, v=view: list(o.sites(v))):
+            if isinstance(found, Refusal):
+                refusals.append(found)
+                continue
+            try:
+                offers = tuple(
+                    _guarded(owner, found.node, lambda o=owner, v=view, f=found: o.candidates(f, v))
+                )
+            except NoCandidate as finding:
+                refusals.append(Refusal(owner.name, found.node, str(finding)))
+                continue
+            taken = next((owners[n] for c in offers for n in c.touches if n in owners), None)
+            if taken is not None:
+                refusals.append(Refusal(owner.name, found.node, f"pass {taken} has it already"))
+                continue
+            owners.update({name: owner.name for offer in offers for name in offer.touches})
+            sites.append(offers)
+    return Options(tuple(sites), tuple(refusals))
+
+
+def _guarded(owner: Pass[Any], where: str, call: Any) -> Any:
+    """Call into a pass; whatever escapes becomes an error that names pass and place."""
+    try:
+        return call()
+    except (OnnxCompressError, NoCandidate):
+        raise
+    except Exception as error:
+        raise PassError(f"pass '{owner.name}' failed at '{where}': {error!r}") from error

@@ -1,0 +1,93 @@
+"""The plan: what will be rewritten, as data that can be read, saved, reviewed and replayed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxcompress.errors import UsageError
+from onnxcompress.plan.contract import Candidate, Pass, Refusal, candidate_from_dict
+from onnxcompress.plan.registry import make_pass, options
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The chosen candidates for one model, and why every other layer stays.
+
+    Attributes:
+        model_digest: digest of the canonical model that the plan was made for.
+        passes: name and options of every pass that took part, in order.
+        chosen: what to rewrite.
+        refusals: layers left alone, with reasons.
+        targets: what was asked for.
+        notes: how the plan was found, in words.
+    """
+
+    model_digest: str
+    passes: tuple[tuple[str, Mapping[str, Any]], ...]
+    chosen: tuple[Candidate[Any], ...]
+    refusals: tuple[Refusal, ...]
+    targets: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, in a fixed order."""
+        return {
+            "version": VERSION,
+            "model_digest": self.model_digest,
+            "passes": [{"name": name, "options": dict(values)} for name, values in self.passes],
+            "targets": dict(self.targets),
+            "chosen": [candidate.to_dict() for candidate in self.chosen],
+            "refusals": [
+                {"pass": r.pass_name, "node": r.node, "reason": r.reason} for r in self.refusals
+            ],
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> str:
+        """The plan file."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+
+def described(passes: Sequence[Pass[Any]]) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """Name and options of each pass, for the plan file."""
+    return tuple(
+        (p.name, {option.name: getattr(p, option.name) for option in options(type(p))})
+        for p in passes
+    )
+
+
+def read_plan(path: Path) -> tuple[Plan, list[Pass[Any]]]:
+    """Read a plan file and the passes it needs.
+
+    Raises:
+        UsageError: the file cannot be read, is not a plan, or names an unknown pass.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"plan '{path}' cannot be read: {error}") from error
+    if not isinstance(values, dict) or values.get("version") != VERSION:
+        raise UsageError(f"'{path}' is not a plan of version {VERSION}")
+    try:
+        passes = [make_pass(entry["name"], **entry["options"]) for entry in values["passes"]]
+        owners = {owner.name: owner for owner in passes}
+        chosen = tuple(candidate_from_dict(c, owners[c["pass"]]) for c in values["chosen"])
+        plan = Plan(
+            model_digest=values["model_digest"],
+            passes=described(passes),
+            chosen=chosen,
+            refusals=tuple(
+                Refusal(r["pass"], r["node"], r["reason"]) for r in values.get("refusals", [])
+            ),
+            targets=values.get("targets", {}),
+            notes=tuple(values.get("notes", [])),
+        )
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"plan '{path}' is malformed: {error!r}") from error
+    return plan, passes

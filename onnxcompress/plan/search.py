@@ -1,0 +1,217 @@
+"""From options to a choice: under targets, under an accuracy bound, or by the passes' own rules.
+
+What a choice does to accuracy is not known here; it is asked through `Trial`, a call that rewrites
+and evaluates on calibration inputs. Damage is first the passes' own prediction (relative error of
+the layer), and is then scaled, layer by layer, by one real probe of what an error in that layer
+does to the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from onnxcompress.errors import BoundError
+from onnxcompress.graph.cost import Cost
+from onnxcompress.latency.table import LayerTiming
+from onnxcompress.plan.contract import Candidate
+from onnxcompress.plan.gate import Key, candidate_key
+from onnxcompress.plan.knapsack import least_damage, most_saved
+
+Chosen = tuple[Candidate[Any], ...]
+Sites = Sequence[Sequence[Candidate[Any]]]
+
+_BISECTIONS = 7
+_UNBOUNDED = 1e30
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial found.
+
+    Attributes:
+        ok: whether the accuracy bound held on the calibration inputs.
+        error: relative squared error of the outputs.
+        words: the finding in one sentence.
+    """
+
+    ok: bool
+    error: float
+    words: str
+
+
+class Trial(Protocol):
+    """Rewrites the model by a choice and looks at its outputs on calibration inputs."""
+
+    def __call__(self, chosen: Chosen, *, probe: bool = False) -> Outcome:
+        """Try a choice; a probe uses fewer inputs and judges nothing."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What the original costs: counted cost, size of the file, latency if it was measured."""
+
+    cost: Cost
+    file_bytes: int
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A choice and how it was found."""
+
+    chosen: Chosen
+    notes: tuple[str, ...]
+
+
+def by_rule(sites: Sites) -> Choice:
+    """Take what each pass's own rule recommends; for when there is nothing to plan by."""
+    chosen = tuple(c for offers in sites for c in offers if c.recommended)
+    return Choice(chosen, ("each pass's own rule decided: no data and no target to plan by",))
+
+
+def sensitivities(
+    sites: Sites, trial: Trial, *, progress: Callable[[int, int], None] | None = None
+) -> list[float]:
+    """How much a layer's relative error matters at the outputs: one probe per site.
+
+    Returns:
+        Per site the factor between predicted damage and measured relative squared error of the
+        outputs; 1 where nothing lossy is on offer.
+    """
+    factors: list[float] = []
+    for number, offers in enumerate(sites):
+        lossy = [c for c in offers if c.damage > 0]
+        if lossy:
+            # The middle of the ladder: far from rounding noise and from saturation alike.
+            probe = lossy[len(lossy) // 2]
+            factors.append(trial((probe,), probe=True).error / probe.damage)
+        else:
+            factors.append(1.0)
+        if progress is not None:
+            progress(number + 1, len(sites))
+    return factors
+
+
+def for_targets(
+    sites: Sites,
+    targets: Mapping[str, float],
+    baseline: Baseline,
+    timings: Mapping[Key, LayerTiming],
+    factors: Sequence[float],
+    *,
+    slack: Mapping[str, float] | None = None,
+) -> Choice:
+    """Meet every target with the least total damage.
+
+    Args:
+        sites: candidates per site.
+        targets: fraction of the original that may remain, per kind.
+        baseline: what the original costs.
+        timings: measured layer timings; needed for a latency target.
+        factors: how much each site's damage matters.
+        slack: per kind, how much more to save than counted, because a first try fell short.
+
+    Raises:
+        BoundError: no choice meets the targets; says how far one can get.
+    """
+    damage = _scaled(sites, factors)
+    savings = {kind: _savings(sites, kind, timings) for kind in targets}
+    totals = {kind: _total(baseline, kind) for kind in targets}
+    demands = {
+        kind: totals[kind] * (1.0 - fraction) + (slack or {}).get(kind, 0.0)
+        for kind, fraction in targets.items()
+    }
+    found = least_damage(damage, savings, demands)
+    if found is None:
+        reach = {
+            kind: 1.0 - sum(max(0.0, *offers) for offers in savings[kind] if offers) / totals[kind]
+            for kind in targets
+        }
+        limits = ", ".join(f"{kind} {value:.3f}" for kind, value in reach.items())
+        asked = ", ".join(f"{kind}={value:g}" for kind, value in targets.items())
+        raise BoundError(f"target {asked} is out of reach: the passes get to {limits} at best")
+    chosen = _picked(sites, found)
+    return Choice(chosen, (f"least predicted damage that meets {_words(targets)}",))
+
+
+def within_bound(
+    sites: Sites,
+    trial: Trial,
+    factors: Sequence[float],
+    timings: Mapping[Key, LayerTiming],
+) -> Choice:
+    """Save the most that the accuracy bound allows, judged on the calibration inputs.
+
+    Saved milliseconds count where layers were timed, else MACs. The budget of damage is found by
+    bisection; each step is a real rewrite and a real evaluation.
+    """
+    kind = "latency" if timings else "macs"
+    saving = _savings(sites, kind, timings)
+    damage = _scaled(sites, factors)
+    everything = most_saved(damage, saving, _UNBOUNDED)
+    chosen = _picked(sites, everything)
+    if not chosen or trial(chosen).ok:
+        return Choice(chosen, ("everything on offer holds the bound on the calibration inputs",))
+    high = sum(damage[i][c] for i, c in enumerate(everything) if c is not None)
+    best: Chosen = ()
+    low, tried = 0.0, 1
+    budget = high / 4.0
+    for _ in range(_BISECTIONS):
+        attempt = _picked(sites, most_saved(damage, saving, budget))
+        tried += 1
+        if not attempt or trial(attempt).ok:
+            low, best = budget, attempt
+        else:
+            high = budget
+        # The bound is met over orders of magnitude of damage, so the middle is geometric.
+        budget = (low * high) ** 0.5 if low > 0 else high / 8.0
+    return Choice(best, (f"most {kind} saved within the bound, after {tried} evaluations",))
+
+
+def _savings(sites: Sites, kind: str, timings: Mapping[Key, LayerTiming]) -> list[list[float]]:
+    def one(candidate: Candidate[Any]) -> float:
+        match kind:
+            case "latency":
+                timing = timings.get(candidate_key(candidate))
+                return timing.saved_ms if timing is not None else 0.0
+            case "macs":
+                return float(candidate.saving.macs)
+            case "params":
+                return float(candidate.saving.params)
+            case _:
+                return float(candidate.saving.weight_bytes)
+
+    return [[one(candidate) for candidate in offers] for offers in sites]
+
+
+def _total(baseline: Baseline, kind: str) -> float:
+    match kind:
+        case "latency":
+            if baseline.latency_ms is None:
+                raise BoundError("a latency target needs the original's latency measured")
+            return baseline.latency_ms
+        case "macs":
+            return float(baseline.cost.macs)
+        case "params":
+            return float(baseline.cost.params)
+        case _:
+            return float(baseline.file_bytes)
+
+
+def _scaled(sites: Sites, factors: Sequence[float]) -> list[list[float]]:
+    return [
+        [candidate.damage * factor for candidate in offers]
+        for offers, factor in zip(sites, factors, strict=True)
+    ]
+
+
+def _picked(sites: Sites, found: Sequence[int | None]) -> Chosen:
+    return tuple(
+        offers[index] for offers, index in zip(sites, found, strict=True) if index is not None
+    )
+
+
+def _words(targets: Mapping[str, float]) -> str:
+    return ", ".join(f"{kind} <= {fraction:g}" for kind, fraction in targets.items())

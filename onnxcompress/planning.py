@@ -1,0 +1,263 @@
+"""The planner: options, gate, sensitivities and choice for one job, with what it learns on the way.
+
+Choices are made on the calibration inputs only. The verdict may send the planner back with a
+tighter bound, because networks know their training images by heart and lose less on them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxcompress.analyse.facts import Facts
+from onnxcompress.analyse.sizes import random_feeds
+from onnxcompress.calibrate.dataset import Dataset
+from onnxcompress.calibrate.inputs import Inputs
+from onnxcompress.config import Config
+from onnxcompress.errors import UsageError
+from onnxcompress.graph.digest import model_digest
+from onnxcompress.latency.interleave import interleaved
+from onnxcompress.latency.table import LatencyTable, LayerTiming, default_table_path
+from onnxcompress.load.source import Source
+from onnxcompress.plan.contract import Candidate, Pass, Refusal
+from onnxcompress.plan.gate import Key, gate, nothing_to_save
+from onnxcompress.plan.options import Options, collect
+from onnxcompress.plan.plan import Plan, described, read_plan
+from onnxcompress.plan.search import (
+    Baseline,
+    Choice,
+    Outcome,
+    by_rule,
+    for_targets,
+    sensitivities,
+    within_bound,
+)
+from onnxcompress.progress import Progress
+from onnxcompress.rewrite.manager import rewrite
+from onnxcompress.verify.compare import compare
+from onnxcompress.verify.metrics import parse_metric
+from onnxcompress.verify.verdict import Verdict
+
+_TRIAL_SAMPLES = 512
+_PROBE_SAMPLES = 64
+_TIGHTEN = 0.4
+
+
+class Planner:
+    """Makes plans for one job; remembers timings, sensitivities, and how tight the bound is."""
+
+    def __init__(
+        self,
+        facts: Facts,
+        inputs: Inputs,
+        config: Config,
+        source: Source,
+        progress: Progress,
+    ) -> None:
+        self._facts, self._inputs, self._config = facts, inputs, config
+        self._source, self._progress = source, progress
+        self._share = 1.0
+        self._slack: dict[str, float] = {}
+        self._factors: list[float] | None = None
+        self._options: Options | None = None
+        self._baseline: Baseline | None = None
+        self.timings: dict[Key, LayerTiming] = {}
+        path = config.run / "latency.json" if config.run is not None else default_table_path()
+        self._table = LatencyTable(path, config.execution)
+        self._replay: Plan | None = None
+        owners: Sequence[Pass[Any]] = config.passes
+        if config.plan is not None:
+            self._replay, owners = read_plan(config.plan)
+            self._check_replay(self._replay)
+        self._owners = owners
+        self.passes = {owner.name: owner for owner in owners}
+
+    def plan(self) -> Plan:
+        """A plan under everything learned so far.
+
+        Raises:
+            BoundError: the targets are out of reach.
+        """
+        if self._replay is not None:
+            return self._replay
+        options = self._offers()
+        choice = self._choose(options)
+        return Plan(
+            model_digest=model_digest(self._facts.model),
+            passes=described(self._owners),
+            chosen=choice.chosen,
+            refusals=(*options.refusals, *_left(options, choice, self._config)),
+            targets=self._config.targets,
+            notes=choice.notes,
+        )
+
+    def tighten(self, verdict: Verdict) -> bool:
+        """Learn from a failed verdict; False when another attempt would change nothing."""
+        if self._replay is not None:
+            return False
+        changed = False
+        for kind in self._config.targets:
+            excess = verdict.remaining(kind) - self._config.targets[kind]
+            if excess > 0 and kind in {"latency", "size"}:
+                total = (
+                    self._baseline.latency_ms if kind == "latency" and self._baseline else None
+                ) or float(verdict.before.file_bytes)
+                # A little more than what was missing: the next miss would cost another attempt.
+                self._slack[kind] = self._slack.get(kind, 0.0) + 1.25 * excess * total
+                changed = True
+        if not verdict.accuracy_ok and not self._config.targets and self._plans_by_data():
+            self._share *= _TIGHTEN
+            changed = True
+        return changed
+
+    def why_nothing(self, plan: Plan) -> str:
+        """The most frequent reasons for leaving layers alone, in words."""
+        counts = Counter(_general(refusal.reason) for refusal in plan.refusals)
+        if not counts:
+            return "the model has no layer that the passes know"
+        return "; ".join(f"{reason} ({n} layers)" for reason, n in counts.most_common(3))
+
+    def _offers(self) -> Options:
+        """Candidates per site, timed when the gate is on; collected once."""
+        if self._options is not None:
+            return self._options
+        options = collect(self._facts, self._owners)
+        if self._config.gated:
+            self._progress.stage("measure layers")
+            gated = gate(
+                options, self._facts, self.passes, self._table, progress=self._progress.step
+            )
+            options, self.timings = gated.options, dict(gated.timings)
+            for note in self._table.notes:
+                self._progress.note(note)
+        elif self._config.targets or self._plans_by_data():
+            options = _with_savings(options)
+        self._options = options
+        return options
+
+    def _choose(self, options: Options) -> Choice:
+        sites = options.sites
+        if self._config.targets:
+            factors = self._sensitivities(options)
+            return for_targets(
+                sites,
+                self._config.targets,
+                self._measured_baseline(),
+                self.timings,
+                factors,
+                slack=self._slack,
+            )
+        if not self._plans_by_data():
+            return by_rule(sites)
+        # A single candidate per site (explicit ranks) that costs nothing needs no weighing.
+        if all(c.damage <= 0 for offers in sites for c in offers):
+            return by_rule(sites)
+        return within_bound(sites, self._trial, self._sensitivities(options), self.timings)
+
+    def _sensitivities(self, options: Options) -> list[float]:
+        if self._factors is None:
+            if self._plans_by_data():
+                self._progress.stage("probe layers")
+                self._factors = sensitivities(
+                    options.sites, self._trial, progress=self._progress.step
+                )
+                self._progress.stage("plan")
+            else:
+                self._factors = [1.0] * len(options.sites)
+        return self._factors
+
+    def _trial(self, chosen: tuple[Candidate[Any], ...], *, probe: bool = False) -> Outcome:
+        """Rewrite by a choice and look at the outputs on calibration inputs."""
+        data = self._inputs.calibration
+        if data is None:
+            raise UsageError("a trial needs calibration data")
+        data = data.take(np.arange(min(len(data), _PROBE_SAMPLES if probe else _TRIAL_SAMPLES)))
+        result = rewrite(self._facts.model, chosen, self.passes, strict=True)
+        comparison = compare(
+            self._facts.model,
+            result.model,
+            data,
+            parse_metric("agreement") if probe else self._metric(data),
+            self._config.execution,
+            seed=self._config.seed,
+        )
+        # Relative squared error: the inverse of the signal-to-noise ratio, of the worst output.
+        error = max(10.0 ** (-f.snr_db / 10.0) for f in comparison.fidelity)
+        config = self._config
+        judgement = comparison.passes(
+            config.max_drop * self._share,
+            min_snr=config.min_snr - 10.0 * np.log10(self._share),
+            confidence=None if probe else config.confidence,
+        )
+        return Outcome(judgement.ok, float(error), judgement.reason)
+
+    def _metric(self, data: Dataset) -> Any:
+        """The metric that choices are judged by: the verdict's, where labels allow it."""
+        name = self._config.metric or "agreement"
+        metric = parse_metric(name)
+        return (
+            metric
+            if data.labels is not None or not metric.needs_labels
+            else parse_metric("agreement")
+        )
+
+    def _plans_by_data(self) -> bool:
+        return self._inputs.calibration is not None
+
+    def _measured_baseline(self) -> Baseline:
+        if self._baseline is None:
+            latency = None
+            if "latency" in self._config.targets:
+                self._progress.stage("measure the original")
+                feeds = random_feeds(self._source.model, self._facts.sizes, seed=self._config.seed)
+                latency = interleaved([self._source.model], feeds, self._config.execution)[0].p50
+            self._baseline = Baseline(self._facts.total(), self._source.file_bytes, latency)
+        return self._baseline
+
+    def _check_replay(self, plan: Plan) -> None:
+        """A plan fits any model that has its nodes: retrained checkpoints, too."""
+        nodes = self._facts.view.nodes
+        missing = [n for c in plan.chosen for n in c.touches if n not in nodes]
+        if missing:
+            raise UsageError(
+                f"the plan rewrites node '{missing[0]}', which this model does not have: it was "
+                "made for another architecture"
+            )
+
+
+def _with_savings(options: Options) -> Options:
+    """Options without candidates that cost more than the layer (kept where they are asked for)."""
+    sites, refusals = [], list(options.refusals)
+    for offers in options.sites:
+        worth = tuple(c for c in offers if c.recommended or c.saving.macs > 0)
+        if worth:
+            sites.append(worth)
+        else:
+            refusals.append(nothing_to_save(offers))
+    return Options(tuple(sites), tuple(refusals))
+
+
+def _left(options: Options, choice: Choice, config: Config) -> list[Refusal]:
+    """Why each site without a chosen candidate stays as it is."""
+    taken = {candidate.site for candidate in choice.chosen}
+    refusals = []
+    for offers in options.sites:
+        site = offers[0].site
+        if site in taken:
+            continue
+        if config.targets:
+            reason = "not needed: the targets are met with less damage elsewhere"
+        elif not any(c.recommended for c in offers):
+            reason = "no cheaper rank keeps what the noise estimate (EVBMF) calls signal"
+        else:
+            reason = "the accuracy bound is spent where it saves more"
+        refusals.append(Refusal(site.pass_name, site.node, reason))
+    return refusals
+
+
+def _general(reason: str) -> str:
+    """A reason without its figures, so that equal ones count together."""
+    return reason.split(": best of")[0].split(" (")[0]

@@ -1,0 +1,1 @@
+"""Stage 7: the report, and the only code that writes results."""

@@ -1,0 +1,175 @@
+"""The report as plain values (DESIGN section 6): version field, additive changes only."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections import defaultdict
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from onnxcompress.analyse.facts import Facts
+from onnxcompress.calibrate.inputs import Inputs
+from onnxcompress.latency.table import LayerTiming
+from onnxcompress.load.source import Source
+from onnxcompress.plan.gate import Key, candidate_key
+from onnxcompress.plan.plan import Plan
+from onnxcompress.runtime import Execution, device_name
+from onnxcompress.verify.intervals import json_number
+from onnxcompress.verify.verdict import Verdict
+
+VERSION = 1
+
+LAYER_OPERATORS = frozenset(
+    {
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "QLinearConv",
+        "ConvInteger",
+        "QLinearMatMul",
+        "MatMulInteger",
+    }
+)
+
+
+def build_report(
+    *,
+    source: Source,
+    notes: tuple[str, ...],
+    facts: Facts,
+    inputs: Inputs,
+    plan: Plan,
+    timings: Mapping[Key, LayerTiming],
+    verdict: Verdict,
+    execution: Execution,
+    seed: int,
+    consulted: int,
+) -> dict[str, Any]:
+    """Everything about one job; figures are measured or counted, never assumed."""
+    interval = verdict.ratio.interval
+    return {
+        "version": VERSION,
+        "ok": verdict.ok,
+        "failures": list(verdict.failures),
+        "model": {
+            "name": source.label,
+            "digest": plan.model_digest,
+            "sizes": {name: list(size) for name, size in facts.sizes.items()},
+            "opsets": {o.domain or "ai.onnx": o.version for o in source.model.opset_import},
+            "canonical_form": list(notes),
+        },
+        "before": verdict.before.to_dict(),
+        "after": verdict.after.to_dict(),
+        "remaining": {k: verdict.remaining(k) for k in ("latency", "macs", "params", "size")},
+        "latency_ratio": {
+            "value": verdict.ratio.value,
+            "ci95": [interval.low, interval.high],
+            "slower": verdict.slower,
+        },
+        "drop": verdict.drop.to_dict() if verdict.drop else None,
+        "accuracy": {
+            "verified": verdict.on_data,
+            "ok": verdict.accuracy_ok,
+            "words": verdict.accuracy,
+            "held_out_from_calibration": inputs.held_out,
+            "consulted": consulted if verdict.on_data else 0,
+        },
+        "fidelity": {
+            "inputs": "data" if verdict.on_data else "random",
+            "outputs": [output.to_dict() for output in verdict.fidelity],
+        },
+        "layers": layer_table(facts, plan, timings),
+        "refusals": [
+            {"pass": r.pass_name, "node": r.node, "reason": r.reason} for r in plan.refusals
+        ],
+        "plan": plan.to_dict(),
+        "data": {
+            "calibration": data_summary(inputs.calibration),
+            "verdict": data_summary(inputs.verdict),
+        },
+        "environment": environment(execution, seed),
+    }
+
+
+def layer_table(
+    facts: Facts, plan: Plan, timings: Mapping[Key, LayerTiming]
+) -> list[dict[str, Any]]:
+    """One row per layer with weights: its cost, what was done to it, or why nothing was."""
+    chosen = {name: c for c in plan.chosen for name in c.touches}
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for refusal in plan.refusals:
+        reasons[refusal.node].append(f"{refusal.pass_name}: {refusal.reason}")
+    rows: list[dict[str, Any]] = []
+    for node in facts.model.graph.node:
+        if node.op_type not in LAYER_OPERATORS:
+            continue
+        cost = facts.cost(node.name)
+        row: dict[str, Any] = {
+            "node": node.name,
+            "op": node.op_type,
+            "macs": cost.macs,
+            "params": cost.params,
+        }
+        candidate = chosen.get(node.name)
+        if candidate is not None:
+            values = candidate.to_dict()
+            timing = timings.get(candidate_key(candidate))
+            row |= {
+                "pass": candidate.site.pass_name,
+                "setting": values["setting"],
+                "macs_after": candidate.after.macs,
+                "params_after": candidate.after.params,
+                "damage": candidate.damage,
+                "latency_ratio": timing.ratio if timing is not None else None,
+            }
+        else:
+            row |= {"pass": None, "reason": "; ".join(reasons[node.name]) or "no pass looked at it"}
+        rows.append(row)
+    return rows
+
+
+def data_summary(data: Any) -> dict[str, Any] | None:
+    """Where samples came from, how many, and a fingerprint of their content."""
+    if data is None:
+        return None
+    return {
+        "source": data.source,
+        "samples": len(data),
+        "labels": data.labels is not None,
+        "fingerprint": data.fingerprint(),
+    }
+
+
+def environment(execution: Execution, seed: int) -> dict[str, Any]:
+    """What the figures depend on besides the model."""
+    return {
+        "onnxcompress": version("onnxcompress"),
+        "onnxruntime": onnxruntime.__version__,
+        "onnx": onnx.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": device_name(execution),
+        "providers": list(execution.providers),
+        "threads": execution.threads,
+        "seed": seed,
+    }
+
+
+def json_safe(value: Any) -> Any:
+    """The same values with infinities as text and NaN as null, so that any JSON reader copes."""
+    if isinstance(value, dict):
+        return {key: json_safe(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return json_safe(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return json_number(value)
+    return value

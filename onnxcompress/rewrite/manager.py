@@ -1,0 +1,126 @@
+"""The pass manager: clone, apply, judge, then keep or roll back.
+
+The canonical model is never changed. A candidate whose rewrite raises, or that touches nodes it
+did not name, is rolled back by starting over without it, and reported as a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from onnxcompress.errors import OnnxCompressError, PassError
+from onnxcompress.graph.editor import Editor, JournalEntry
+from onnxcompress.graph.infer import with_value_info
+from onnxcompress.load.checks import check_structure
+from onnxcompress.plan.contract import Candidate, Pass, Refusal
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The rewritten model, what was applied, what was rolled back, and every edit."""
+
+    model: onnx.ModelProto
+    applied: tuple[Candidate[Any], ...]
+    rolled_back: tuple[Refusal, ...]
+    journal: tuple[JournalEntry, ...]
+
+
+def rewrite(
+    model: onnx.ModelProto,
+    chosen: Sequence[Candidate[Any]],
+    passes: Mapping[str, Pass[Any]],
+    *,
+    strict: bool = False,
+) -> Rewritten:
+    """Apply the chosen candidates to a copy of `model`.
+
+    Args:
+        model: the canonical model; not changed.
+        chosen: candidates, at most one per node.
+        passes: the passes by name.
+        strict: raise instead of rolling back.
+
+    Raises:
+        PassError: a pass broke its contract and `strict` is set, or the result is not a valid
+            model for reasons that no single candidate explains.
+    """
+    remaining = list(chosen)
+    rolled_back: list[Refusal] = []
+    while True:
+        editor = Editor(model)
+        failed: tuple[Candidate[Any], str] | None = None
+        for candidate in remaining:
+            failed = _apply(candidate, passes, editor)
+            if failed:
+                break
+        if failed is None:
+            result = editor.finish()
+            failed = _strayed(model, result, remaining, passes)
+        if failed is None:
+            break
+        candidate, reason = failed
+        if strict:
+            raise PassError(
+                f"pass '{candidate.site.pass_name}' at node '{candidate.site.node}': {reason}"
+            )
+        remaining.remove(candidate)
+        rolled_back.append(Refusal(candidate.site.pass_name, candidate.site.node, reason))
+    with_value_info(result)
+    try:
+        check_structure(result)
+    except OnnxCompressError as error:
+        raise PassError(f"the rewritten model is invalid: {error}") from error
+    return Rewritten(result, tuple(remaining), tuple(rolled_back), tuple(editor.journal))
+
+
+def _apply(
+    candidate: Candidate[Any], passes: Mapping[str, Pass[Any]], editor: Editor
+) -> tuple[Candidate[Any], str] | None:
+    owner = passes[candidate.site.pass_name]
+    editor.sign(owner.name)
+    try:
+        owner.rewrite(candidate, editor)
+    except Exception as error:  # noqa: BLE001  (whatever a pass raises, the model is not at risk)
+        return candidate, f"rolled back: the rewrite failed with {error!r}"
+    return None
+
+
+def _strayed(
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    applied: Sequence[Candidate[Any]],
+    passes: Mapping[str, Pass[Any]],
+) -> tuple[Candidate[Any], str] | None:
+    """The candidate to blame if a node outside every `touches` changed or vanished."""
+    stray = stray_node(before, after, applied)
+    if stray is None or not applied:
+        return None
+    # Which one did it shows when each is applied by itself.
+    for candidate in applied:
+        alone = Editor(before)
+        if _apply(candidate, passes, alone) is None:
+            found = stray_node(before, alone.finish(), [candidate])
+            if found is not None:
+                return candidate, f"rolled back: it changed node '{found}' without announcing it"
+    return applied[-1], f"rolled back: node '{stray}' changed, which nobody announced"
+
+
+def stray_node(
+    before: onnx.ModelProto, after: onnx.ModelProto, applied: Sequence[Candidate[Any]]
+) -> str | None:
+    """A node that changed or vanished although no candidate in `applied` names it."""
+    touched = {name for candidate in applied for name in candidate.touches}
+    new = {node.name: node for node in after.graph.node}
+    for node in before.graph.node:
+        other = new.get(node.name)
+        if node.name not in touched and (other is None or _bytes(other) != _bytes(node)):
+            return str(node.name)
+    return None
+
+
+def _bytes(node: onnx.NodeProto) -> bytes:
+    return bytes(node.SerializeToString(deterministic=True))

@@ -1,0 +1,37 @@
+"""Why a layer is left alone: the refusals that every low-rank pass shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+
+from onnxcompress.analyse.facts import Facts
+from onnxcompress.graph.editor import PROVENANCE_KEY
+from onnxcompress.graph.view import FLOATING_TYPES
+
+QUANTISED = frozenset({"QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm"})
+
+
+def reason_to_leave(facts: Facts, node: str, weight: str) -> str:
+    """Why no low-rank pass touches this layer, or an empty string."""
+    if node in facts.excluded:
+        return "excluded by the user"
+    proto = facts.view.nodes[node]
+    for entry in proto.metadata_props:
+        if entry.key == PROVENANCE_KEY:
+            return f"made by pass {entry.value}: it is a factor already"
+    tensor = facts.view.initializers[weight]
+    if tensor.data_type not in FLOATING_TYPES:
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type)
+        return f"the weight is {kind}, not floating point"
+    if not facts.view.array(weight).any():
+        return "the weight is all zero"
+    return ""
+
+
+def quantised_layers(facts: Facts, kinds: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """(node, reason) for layers of `kinds` that are quantised already."""
+    for node in facts.model.graph.node:
+        if node.op_type in kinds:
+            yield node.name, f"quantised already ({node.op_type}): compress the float model instead"

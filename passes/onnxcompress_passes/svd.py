@@ -1,0 +1,241 @@
+"""SVD: a 1x1 convolution or dense layer becomes two of lower rank.
+
+W [T, S] is approximated by L R with L [T, r] and R [r, S]. A strided 1x1 convolution keeps its
+stride in the first factor, so that the second works on fewer positions. Biases, alpha and beta
+stay with the second factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from onnxcompress.analyse.facts import Facts, Need, Unsupported
+from onnxcompress.errors import ModelError, UsageError
+from onnxcompress.graph.cost import Cost
+from onnxcompress.graph.editor import Editor
+from onnxcompress.graph.spec import ConvSpec, DenseSpec, conv_spec, dense_spec
+from onnxcompress.numerics.low_rank import truncated_svd
+from onnxcompress.numerics.ranks import parse_rank_policy
+from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Refusal, Site
+from onnxcompress_passes.eligibility import QUANTISED, quantised_layers, reason_to_leave
+from onnxcompress_passes.frontier import Rung, ladder
+
+Array = NDArray[np.float64]
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class SvdRank:
+    """Rank per group."""
+
+    rank: int
+
+
+@dataclass(frozen=True)
+class Svd(Pass[SvdRank]):
+    """Replace 1x1 convolutions, Gemm and MatMul by two factors of lower rank."""
+
+    rank: str = field(
+        default=AUTO,
+        metadata={
+            "help": "auto (a ladder of ranks to plan with; EVBMF decides when there is nothing to "
+            "plan by), evbmf, weakened:K, energy:P, ratio:P, R, or full"
+        },
+    )
+    round_to: int = field(
+        default=8, metadata={"help": "rank=auto offers multiples of this many channels"}
+    )
+
+    name: ClassVar[str] = "svd"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.SHAPES})
+    setting_type: ClassVar[type] = SvdRank
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rank", str(self.rank))
+        if self.rank != AUTO:
+            parse_rank_policy(self.rank)
+
+    def sites(self, facts: Facts) -> Iterator[Site | Refusal]:
+        """Every 1x1 convolution that is not depthwise, Gemm, and MatMul by a constant."""
+        for layer in (*facts.convs(), *facts.denses()):
+            reason = layer.reason if isinstance(layer, Unsupported) else _unfit(layer, facts)
+            if reason:
+                yield Refusal(self.name, layer.node, reason)
+            else:
+                yield Site(self.name, layer.node)
+        for node, reason in quantised_layers(facts, QUANTISED - {"QLinearConv", "ConvInteger"}):
+            yield Refusal(self.name, node, reason)
+
+    def candidates(self, site: Site, facts: Facts) -> Sequence[Candidate[SvdRank]]:
+        """Lossless pair first, then falling ranks."""
+        layer = _layer(site.node, facts)
+        blocks = _matrices(layer, facts)
+        full = min(blocks[0].shape)
+        lost = _lost_energy(blocks)
+        before = facts.cost(site.node)
+        touches = (site.node,)
+        if self.rank != AUTO:
+            setting = self._demanded(blocks)
+            after = _cost(layer, facts, setting)
+            damage = float(lost[setting.rank])
+            return [Candidate(site, setting, touches, before, after, damage, recommended=True)]
+        rungs = [
+            Rung(SvdRank(rank), _cost(layer, facts, SvdRank(rank)), float(lost[rank]))
+            for rank in range(self.round_to, full, self.round_to)
+        ]
+        kept = ladder(rungs, before)
+        rank = max(parse_rank_policy("evbmf").svd_rank(block) for block in blocks)
+        fitting = [rung for rung in kept if rank and rung.setting.rank >= rank]
+        lossless = SvdRank(full)
+        found = [Candidate(site, lossless, touches, before, _cost(layer, facts, lossless), 0.0)]
+        for rung in kept:
+            recommended = bool(fitting) and rung is fitting[-1]
+            found.append(
+                Candidate(site, rung.setting, touches, before, rung.after, rung.damage, recommended)
+            )
+        return found
+
+    def rewrite(self, candidate: Candidate[SvdRank], edit: Editor) -> None:
+        """Put the two factors where the layer stood."""
+        node = edit.node(candidate.site.node)
+        if node.op == "Conv":
+            _rewrite_conv(node, candidate.setting.rank, edit)
+        else:
+            _rewrite_dense(node, candidate.setting.rank, edit)
+
+    def _demanded(self, blocks: Sequence[Array]) -> SvdRank:
+        policy = parse_rank_policy(self.rank)
+        full = min(blocks[0].shape)
+        try:
+            rank = max(policy.svd_rank(block) for block in blocks)
+        except UsageError as error:
+            raise NoCandidate(str(error)) from error
+        if rank == 0:
+            raise NoCandidate(f"{policy} gives rank 0: no direction stands out from the noise")
+        if rank >= full and str(policy) != "full":
+            raise NoCandidate(f"{policy} gives full rank ({full}): nothing to remove")
+        return SvdRank(rank)
+
+
+def _rewrite_conv(node: gs.Node, rank: int, edit: Editor) -> None:
+    weight = np.asarray(node.inputs[1].values)
+    group = int(node.attrs.get("group", 1))
+    ones = (1,) * (weight.ndim - 2)
+    matrices = weight.astype(np.float64).reshape(group, -1, weight.shape[1])
+    parts = [truncated_svd(matrix, rank) for matrix in matrices]
+    right = np.concatenate([part.right for part in parts]).reshape(-1, weight.shape[1], *ones)
+    left = np.concatenate([part.left for part in parts]).reshape(-1, rank, *ones)
+    geometry = {k: node.attrs[k] for k in ("strides", "pads", "auto_pad") if k in node.attrs}
+    attrs = {"kernel_shape": list(ones), "group": group}
+    middle = edit.variable(f"{node.name}_svd_in_out", node.inputs[0])
+    first = gs.Node(
+        "Conv",
+        f"{node.name}_svd_in",
+        attrs | geometry,
+        inputs=[node.inputs[0], edit.constant(f"{node.name}_svd_in", right.astype(weight.dtype))],
+        outputs=[middle],
+    )
+    second = gs.Node(
+        "Conv",
+        f"{node.name}_svd_out",
+        dict(attrs),
+        inputs=[
+            middle,
+            edit.constant(f"{node.name}_svd_out", left.astype(weight.dtype)),
+            *node.inputs[2:],
+        ],
+    )
+    edit.replace(node, [first, second])
+
+
+def _rewrite_dense(node: gs.Node, rank: int, edit: Editor) -> None:
+    stored = np.asarray(node.inputs[1].values)
+    transposed = bool(node.attrs.get("transB", 0))
+    # y = x W with W [in, out]: x (left) (right).
+    matrix = stored.astype(np.float64).T if transposed else stored.astype(np.float64)
+    part = truncated_svd(matrix, rank)
+    right = part.right.T if transposed else part.right
+    middle = edit.variable(f"{node.name}_svd_in_out", node.inputs[0])
+    first = gs.Node(
+        "MatMul",
+        f"{node.name}_svd_in",
+        inputs=[
+            node.inputs[0],
+            edit.constant(f"{node.name}_svd_in", part.left.astype(stored.dtype)),
+        ],
+        outputs=[middle],
+    )
+    second = gs.Node(
+        node.op,
+        f"{node.name}_svd_out",
+        dict(node.attrs),
+        inputs=[
+            middle,
+            edit.constant(f"{node.name}_svd_out", right.astype(stored.dtype)),
+            *node.inputs[2:],
+        ],
+    )
+    edit.replace(node, [first, second])
+
+
+def _unfit(layer: ConvSpec | DenseSpec, facts: Facts) -> str:
+    if isinstance(layer, ConvSpec):
+        if not layer.pointwise:
+            return "k x k kernel: pass tucker2 covers it"
+        if layer.depthwise:
+            return "depthwise: each channel is scaled by itself, there is nothing to share"
+    reason = reason_to_leave(facts, layer.node, layer.weight)
+    if reason:
+        return reason
+    try:
+        facts.shape(layer.input), facts.shape(layer.output)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
+def _layer(node: str, facts: Facts) -> ConvSpec | DenseSpec:
+    proto = facts.view.nodes[node]
+    if proto.op_type == "Conv":
+        return conv_spec(proto, facts.view)
+    return dense_spec(proto, facts.view)
+
+
+def _matrices(layer: ConvSpec | DenseSpec, facts: Facts) -> list[Array]:
+    weight = facts.view.array64(layer.weight)
+    if isinstance(layer, ConvSpec):
+        return list(weight.reshape(layer.group, -1, weight.shape[1]))
+    return [weight]
+
+
+def _lost_energy(blocks: Sequence[Array]) -> Array:
+    """Relative squared error of truncation at every rank from 0 to full."""
+    energy = sum(np.linalg.svd(block, compute_uv=False) ** 2 for block in blocks)
+    kept = np.concatenate([[0.0], np.cumsum(energy)])
+    lost = np.clip(1.0 - kept / kept[-1], 0.0, 1.0)
+    lost[-1] = 0.0
+    return np.asarray(lost, dtype=np.float64)
+
+
+def _cost(layer: ConvSpec | DenseSpec, facts: Facts, setting: SvdRank) -> Cost:
+    if isinstance(layer, ConvSpec):
+        features_in, features_out = layer.in_channels, layer.out_channels
+    else:
+        features_in, features_out = layer.in_features, layer.out_features
+    positions = prod(facts.shape(layer.output)) // features_out
+    weights = setting.rank * (features_in + features_out)
+    bias = (
+        facts.view.array(layer.bias).size
+        if layer.bias and facts.view.is_constant(layer.bias)
+        else 0
+    )
+    itemsize = facts.view.array(layer.weight).dtype.itemsize
+    return Cost(weights * positions, weights + bias, (weights + bias) * itemsize)

@@ -1,0 +1,353 @@
+from __future__ import annotations
+
+import json
+from math import comb, inf, log, nan, sqrt
+
+import numpy as np
+import pytest
+from scipy import optimize, special, stats
+
+from onnxcompress.errors import DataError, UsageError
+from onnxcompress.verify.intervals import (
+    Estimate,
+    Interval,
+    bootstrap_mean_difference,
+    bootstrap_ratio,
+    bootstrap_snr,
+    bootstrap_statistic,
+    json_number,
+    proportion_interval,
+    samples_for_half_width,
+    tango_interval,
+)
+
+Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution, from tables
+
+
+def constrained_p21(b, c, n, delta):
+    """Maximises the multinomial likelihood under p12 - p21 = delta by search."""
+
+    def minus_log_likelihood(p21):
+        p12, rest = p21 + delta, 1.0 - 2.0 * p21 - delta
+        return -float(
+            special.xlogy(b, max(p12, 0.0))
+            + special.xlogy(c, max(p21, 0.0))
+            + special.xlogy(n - b - c, max(rest, 0.0))
+        )
+
+    bounds = (max(0.0, -delta), (1.0 - delta) / 2.0)
+    found = optimize.minimize_scalar(
+        minus_log_likelihood, bounds=bounds, method="bounded", options={"xatol": 1e-12}
+    )
+    # The search never tries the bounds themselves, where the maximum is when a count is zero.
+    return min((found.x, *bounds), key=minus_log_likelihood)
+
+
+def score_statistic(b, c, n, delta):
+    p21 = constrained_p21(b, c, n, delta)
+    variance = max((2.0 * p21 + delta * (1.0 - delta)) / n, 1e-300)
+    return ((b - c) / n - delta) / sqrt(variance)
+
+
+def brute_force_tango(b, c, n):
+    """Bisects the outermost differences that the score test at 5 % does not reject."""
+
+    def bisect(rejected, accepted):
+        for _ in range(50):
+            middle = (rejected + accepted) / 2.0
+            if abs(score_statistic(b, c, n, middle)) > Z:
+                rejected = middle
+            else:
+                accepted = middle
+        return (rejected + accepted) / 2.0
+
+    inside = (b - c) / n
+    return bisect(-1.0, inside), bisect(1.0, inside)
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "n"),
+    [(1, 7, 21), (12, 5, 1000), (3, 3, 7), (3, 2, 5), (4, 0, 100), (0, 4, 30), (0, 0, 50)],
+)
+def test_tango_matches_brute_force_likelihood(b, c, n):
+    low, high = brute_force_tango(b, c, n)
+    found = tango_interval(b, c, n)
+    # The search finds the flat top of the likelihood to √eps of p21, which moves T by as much.
+    assert found.low == pytest.approx(low, abs=1e-6)
+    assert found.high == pytest.approx(high, abs=1e-6)
+    assert (found.level, found.method) == (0.95, "tango")
+
+
+def test_oracle_is_the_score_test_of_the_likelihood():
+    """Rao's statistic from the derivative of the likelihood and the inverted information."""
+    b, c, n, delta = 9, 4, 60, -0.03
+    p21 = constrained_p21(b, c, n, delta)
+    p12, rest = p21 + delta, 1.0 - 2.0 * p21 - delta
+    slope = b / p12 - (n - b - c) / rest
+    jacobian = np.array([[1.0, 1.0], [0.0, 1.0], [-1.0, -2.0]])  # cells by (delta, p21)
+    information = n * jacobian.T @ np.diag([1.0 / p12, 1.0 / p21, 1.0 / rest]) @ jacobian
+    rao = slope * sqrt(np.linalg.inv(information)[0, 0])
+    # p21 is known to about √eps, relative to slopes of order n/p.
+    assert rao == pytest.approx(score_statistic(b, c, n, delta), abs=1e-4)
+
+
+def test_tango_published_example():
+    # Airway hyper-responsiveness before and after transplantation (Bentur et al. 2009: 1, 1, 7,
+    # 12), as worked by Fagerland, Lydersen and Laake, Stat. Med. 33 (2014): -0.517 to -0.026.
+    found = tango_interval(1, 7, 21)
+    assert (round(found.low, 3), round(found.high, 3)) == (-0.517, -0.026)
+
+
+@pytest.mark.parametrize(("b", "c", "n"), [(1, 7, 21), (12, 5, 1000), (5, 0, 5), (3, 0, 7)])
+def test_tango_is_antisymmetric(b, c, n):
+    one, other = tango_interval(b, c, n), tango_interval(c, b, n)
+    assert (one.low, one.high) == (-other.high, -other.low)
+    assert -1.0 <= one.low < (b - c) / n <= one.high <= 1.0
+
+
+def test_tango_without_disagreement_is_not_empty():
+    found = tango_interval(0, 0, 1000)
+    # z²/(n + z²), solved by hand; z² = 3.8414588
+    assert found.high == pytest.approx(3.841458820694124 / 1003.841458820694124, rel=1e-12)
+    assert found.low == -found.high
+    assert round(100 * found.high, 2) == 0.38
+
+
+@pytest.mark.parametrize("n", [1, 5, 40])
+def test_tango_total_disagreement(n):
+    found = tango_interval(n, 0, n)
+    # There p21 = (1 - d)/2, so T² = n(1 - d)/(1 + d); brute force cannot divide 0 by 0 at d = 1.
+    assert found.low == pytest.approx((n - Z**2) / (n + Z**2), abs=1e-12)
+    assert found.high == 1.0
+
+
+def test_tango_approaches_wald_for_many_samples():
+    b, c, n = 30_000, 20_000, 1_000_000
+    half = Z * sqrt((b + c) / n - ((b - c) / n) ** 2) / sqrt(n)
+    found = tango_interval(b, c, n)
+    # The intervals differ by O(z²/n) = 4e-6 of a half-width of 4.4e-4.
+    assert found.low == pytest.approx(0.01 - half, abs=4e-6)
+    assert found.high == pytest.approx(0.01 + half, abs=4e-6)
+
+
+def test_tango_level_widens():
+    ends = [tango_interval(12, 5, 300, level=level).high for level in (0.8, 0.9, 0.95, 0.99)]
+    assert ends == sorted(set(ends))
+
+
+@pytest.mark.parametrize(("n", "p12", "p21"), [(50, 0.1, 0.04), (40, 0.1, 0.02), (50, 0.03, 0.01)])
+def test_tango_coverage_by_enumeration(n, p12, p21):
+    """Exact coverage: every table of n pairs, weighted by its probability."""
+    covered = covered_by_wald = 0.0
+    for b in range(n + 1):
+        for c in range(n + 1 - b):
+            probability = (
+                comb(n, b) * comb(n - b, c) * p12**b * p21**c * (1 - p12 - p21) ** (n - b - c)
+            )
+            if probability < 1e-9:  # 1,326 tables at most: no more than 2e-6 in all
+                continue
+            found = tango_interval(b, c, n)
+            covered += probability * (found.low <= p12 - p21 <= found.high)
+            wald = Z * sqrt(max(0.0, (b + c) / n - ((b - c) / n) ** 2) / n)
+            covered_by_wald += probability * (abs((b - c) / n - (p12 - p21)) <= wald)
+    # A score interval of counts scatters about its level, upwards where disagreements are rare.
+    assert 0.945 <= covered <= 0.99
+    assert covered_by_wald < 0.94
+
+
+def test_samples_for_half_width_is_the_smallest():
+    b, c, n, points = 12, 5, 1000, 0.5
+    samples = samples_for_half_width(b, c, n, points=points)
+
+    def half_width(m):
+        low, high = brute_force_tango(b * m / n, c * m / n, m)
+        return 50.0 * (high - low)
+
+    assert half_width(samples) <= points * (1 + 1e-5)
+    assert half_width(samples - 1) > points * (1 - 1e-5)
+    # The half-width changes by half its relative change in n, so these two bracket it clearly.
+    assert half_width(samples - 30) > points > half_width(samples + 30)
+
+
+def test_samples_for_half_width_without_disagreement():
+    # z²/(n + z²) <= h is solved by n = z²(1/h - 1) = 764.45
+    assert samples_for_half_width(0, 0, 100, points=0.5) == 765
+
+
+@pytest.mark.parametrize(("points", "level"), [(0.0, 0.95), (100.0, 0.95), (nan, 0.95), (1.0, 1.0)])
+def test_samples_for_half_width_refuses(points, level):
+    with pytest.raises(UsageError):
+        samples_for_half_width(1, 2, 10, points=points, level=level)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (3, 7), (926, 1000)])
+def test_wilson_matches_its_quadratic(k, n):
+    # (p̂ - p)² = z² p(1 - p)/n, solved for p
+    roots = np.sort(np.roots([n + Z**2, -(2 * k + Z**2), k**2 / n]).real)
+    found = proportion_interval(k, n)
+    np.testing.assert_allclose([found.low, found.high], roots, atol=1e-9)
+    assert 0.0 <= found.low <= k / n <= found.high <= 1.0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: tango_interval(1, 1, 0),
+        lambda: tango_interval(0, 0, 0),
+        lambda: tango_interval(6, 5, 10),
+        lambda: tango_interval(-1, 5, 10),
+        lambda: proportion_interval(0, 0),
+        lambda: proportion_interval(4, 3),
+        lambda: bootstrap_mean_difference([], [], seed=0),
+        lambda: bootstrap_mean_difference([1.0, 2.0], [1.0], seed=0),
+        lambda: bootstrap_mean_difference([1.0, nan], [1.0, 2.0], seed=0),
+        lambda: bootstrap_statistic([[1.0, 2.0]], seed=0),
+        lambda: bootstrap_ratio([1.0, 0.0], [1.0, 1.0], seed=0),
+        lambda: bootstrap_snr([1.0, inf], [1.0, 1.0], seed=0),
+    ],
+)
+def test_impossible_samples_are_refused(call):
+    with pytest.raises(DataError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95, nan])
+def test_impossible_levels_are_refused(level):
+    for call in (
+        lambda: tango_interval(1, 2, 10, level=level),
+        lambda: proportion_interval(1, 10, level=level),
+        lambda: bootstrap_mean_difference([1.0, 1.0], [1.0, 1.0], seed=0, level=level),
+        lambda: bootstrap_statistic([1.0, 2.0], seed=0, level=level),
+    ):
+        with pytest.raises(UsageError):
+            call()
+
+
+def bca_of_mean(d, level, seed, resamples):
+    """Efron's BCa written out, with the mean's jackknife in closed form."""
+    rng = np.random.default_rng(seed)
+    means = np.sort([d[rng.integers(d.size, size=d.size)].mean() for _ in range(resamples)])
+    below = np.mean(means < d.mean()) + 0.5 * np.mean(means == d.mean())
+    bias = stats.norm.ppf(below)
+    spread = d - d.mean()  # the jackknife values are mean - spread/(n - 1)
+    acceleration = np.sum(spread**3) / (6.0 * np.sum(spread**2) ** 1.5)
+    tails = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
+    return np.quantile(means, stats.norm.cdf(bias + tails / (1.0 - acceleration * tails)))
+
+
+def test_mean_difference_is_bca_of_the_paired_differences():
+    rng = np.random.default_rng(3)
+    after = rng.normal(5.0, 100.0, 40)  # its spread cancels only if pairs stay together
+    d = np.exp(1.2 * stats.norm.ppf((np.arange(40) + 0.5) / 40))  # quantiles of a skewed law
+    rng.shuffle(d)
+    found = bootstrap_mean_difference(after + d, after, seed=7)
+    error = d.std(ddof=1) / sqrt(40)
+    # An end is an order statistic near the 0.5 % to 5 % tail of 9,999: known to 0.03 to 0.06
+    # standard errors, more in the stretched upper tail; BCa itself shifts it by about half of one.
+    expected = bca_of_mean(d, 0.95, 11, 9999)
+    np.testing.assert_allclose([found.low, found.high], expected, atol=0.25 * error)
+    assert found.method == "BCa bootstrap"
+    percentile = np.quantile([rng.choice(d, 40).mean() for _ in range(9999)], [0.025, 0.975])
+    assert np.all(expected - percentile > 0.25 * error)  # so the comparison tells the two apart
+
+
+def test_mean_difference_is_reproducible_and_depends_on_the_seed():
+    rng = np.random.default_rng(0)
+    before, after = rng.normal(size=(2, 30))
+    one = bootstrap_mean_difference(before, after, seed=1, resamples=500)
+    assert bootstrap_mean_difference(before, after, seed=1, resamples=500) == one
+    assert bootstrap_mean_difference(before, after, seed=2, resamples=500) != one
+
+
+def test_bootstrap_level_is_the_share_of_resamples_inside():
+    d = np.tile([1.0, -1.0], 200)  # standard error 1/20, no skew
+    for level, z in ((0.5, 0.6744897501960817), (0.95, Z)):
+        found = bootstrap_mean_difference(d, np.zeros_like(d), seed=0, level=level)
+        assert found.level == level
+        # The mean moves in steps of 2/400, a tenth of a standard error; 9,999 resamples add 0.03.
+        np.testing.assert_allclose(20.0 * np.array([found.low, found.high]), [-z, z], atol=0.15)
+
+
+@pytest.mark.parametrize("n", [1, 6])
+def test_equal_differences_have_no_width(n):
+    before = 0.5 * np.arange(n)
+    found = bootstrap_mean_difference(before, before - 0.25, seed=0)
+    assert (found.low, found.high) == (0.25, 0.25)
+
+
+def test_many_samples_fall_back_to_percentiles():
+    # ±1 in equal numbers: mean 0, standard error 1/√n, no skew
+    d = np.tile([1.0, -1.0], 5001)
+    found = bootstrap_mean_difference(d, np.zeros_like(d), seed=0, resamples=999)
+    assert found.method == "percentile bootstrap"
+    # 999 resamples know the 2.5 % tail to √(.025·.975/999)/φ(1.96) = 0.085 standard errors
+    np.testing.assert_allclose(
+        np.array([found.low, found.high]) * sqrt(d.size), [-Z, Z], atol=4 * 0.085
+    )
+
+
+def test_snr_interval_matches_percentiles_of_resampled_sums():
+    rng = np.random.default_rng(5)
+    signal = rng.uniform(90.0, 110.0, 60)
+    noise = rng.uniform(0.5, 1.5, 60) * signal / 100.0
+    found = bootstrap_snr(signal, noise, seed=3)
+    picks = rng.integers(60, size=(9999, 60))
+    ratios = 10.0 * np.log10(signal[picks].sum(axis=1) / noise[picks].sum(axis=1))
+    # Nearly symmetric data: BCa and percentile agree to about 0.1 of the spread, as do two seeds.
+    np.testing.assert_allclose(
+        [found.low, found.high], np.quantile(ratios, [0.025, 0.975]), atol=0.2 * ratios.std()
+    )
+
+
+def test_snr_interval_at_the_extremes():
+    silent = bootstrap_snr([1.0, 2.0, 3.0], [0.0, 0.0, 0.0], seed=0)
+    assert (silent.low, silent.high) == (inf, inf)
+    drowned = bootstrap_snr([0.0, 0.0], [1.0, 2.0], seed=0)
+    assert (drowned.low, drowned.high) == (-inf, -inf)
+    sometimes = bootstrap_snr([1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0], seed=0)
+    assert sometimes.high == inf
+    # no resample is worse than all four being the noisy one: 0 dB
+    assert 0.0 <= sometimes.low < 10 * log(4) / log(10)
+
+
+@pytest.mark.parametrize(("statistic", "q"), [("median", 0.5), ("p95", 0.95), ("p12.5", 0.125)])
+def test_quantile_interval_matches_order_statistics(statistic, q):
+    samples = np.random.default_rng(9).exponential(size=401)
+    found = bootstrap_statistic(samples, statistic, seed=4)
+    # The bootstrap of a quantile is a binomial count of order statistics: the ends lie at the
+    # ranks whose binomial tail is 2.5 %, give or take two ranks for interpolation and resampling.
+    ordered = np.sort(samples)
+    for end, tail in ((found.low, 0.025), (found.high, 0.975)):
+        rank = int(stats.binom.ppf(tail, 401, q))
+        assert ordered[rank - 3] <= end <= ordered[rank + 2]
+    assert found.low < np.quantile(samples, q) < found.high
+
+
+@pytest.mark.parametrize("statistic", ["mean", "p0", "p100", "95", "p-5", "p"])
+def test_unknown_statistics_are_refused(statistic):
+    with pytest.raises(UsageError, match="unknown statistic"):
+        bootstrap_statistic([1.0, 2.0], statistic, seed=0)
+
+
+def test_ratio_is_paired_by_round():
+    rng = np.random.default_rng(2)
+    disturbance = rng.uniform(1.0, 10.0, 25)  # hits both networks of a round alike
+    ratios = rng.uniform(0.58, 0.62, 25)
+    found = bootstrap_ratio(disturbance, disturbance * ratios, seed=1)
+    assert isinstance(found, Estimate)
+    # a·r/a is r to one unit in the last place
+    assert found.value == pytest.approx(np.sort(ratios)[12], rel=1e-15)
+    assert 0.58 <= found.interval.low < found.value < found.interval.high <= 0.62
+    swapped = bootstrap_ratio(disturbance * ratios, disturbance, seed=1)
+    assert swapped.value == pytest.approx(1 / np.sort(ratios)[12], rel=1e-15)
+
+
+def test_json_knows_no_infinity():
+    assert [json_number(x) for x in (inf, -inf, nan, 1.5)] == ["inf", "-inf", None, 1.5]
+    interval = Interval(np.float64(1.0), inf, 0.95, "tango")
+    text = json.dumps(Estimate(2.0, interval).to_dict(), allow_nan=False)
+    assert json.loads(text) == {
+        "value": 2.0,
+        "interval": {"low": 1.0, "high": "inf", "level": 0.95, "method": "tango"},
+    }
