@@ -22,10 +22,16 @@ from onnxcompress.progress import Progress, Silent
 from onnxcompress.report.build import build_report
 from onnxcompress.rewrite.manager import Rewritten, rewrite
 from onnxcompress.runtime import open_session
+from onnxcompress.verify.accuracy import (
+    Accuracy,
+    Bounds,
+    judge_accuracy,
+    unverified_accuracy,
+)
 from onnxcompress.verify.metrics import Metric, is_classifier, parse_metric
-from onnxcompress.verify.verdict import Bounds, Verdict, verify
+from onnxcompress.verify.verdict import Verdict, verify
 
-_MAX_ATTEMPTS = 4
+_MAX_ATTEMPTS = 6
 
 
 @dataclass(frozen=True)
@@ -71,44 +77,73 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
     bounds = Bounds(
         config.max_drop, config.min_snr, config.confidence, config.targets, config.gated
     )
-    for attempt in range(_MAX_ATTEMPTS):
+    for attempt in range(1, _MAX_ATTEMPTS + 1):
         progress.stage("plan")
         plan = planner.plan()
         demand_gain(plan, planner)
         progress.stage("rewrite")
-        rewritten = rewrite(prepared.facts.model, plan.chosen, planner.passes)
+        rewritten = rewrite(prepared.facts.model, plan.chosen, planner.passes, memo=planner.memo)
         plan = with_rolled_back(plan, rewritten)
-        progress.stage("verify")
+        progress.stage("verify accuracy")
+        accuracy = _accuracy(prepared, rewritten.model, bounds, metric, progress)
+        last = attempt == _MAX_ATTEMPTS
+        if not accuracy.ok and not last and planner.tighten_accuracy():
+            progress.note(f"attempt {attempt}: {accuracy.words}")
+            continue
+        progress.stage("verify latency")
         verdict = verify(
             prepared.source.model,
             rewritten.model,
+            accuracy,
             bounds,
             config.execution,
             prepared.facts.sizes,
-            data=prepared.inputs.verdict,
-            metric=metric,
             file_bytes=prepared.source.file_bytes,
             seed=config.seed,
             progress=progress.step,
         )
-        report = build_report(
-            source=prepared.source,
-            notes=prepared.canonical.notes,
-            facts=prepared.facts,
-            inputs=prepared.inputs,
-            plan=plan,
-            timings=planner.timings,
-            verdict=verdict,
-            execution=config.execution,
-            seed=config.seed,
-            consulted=attempt + 1,
-        )
-        if verdict.ok:
-            return Result(rewritten.model, plan, report, verdict)
-        progress.note(f"attempt {attempt + 1}: {verdict.failures[0]}")
-        if attempt + 1 == _MAX_ATTEMPTS or not planner.tighten(verdict):
+        if verdict.ok or last or not planner.tighten_targets(verdict):
             break
+        progress.note(f"attempt {attempt}: {verdict.failures[0]}")
+    report = build_report(
+        source=prepared.source,
+        notes=prepared.canonical.notes,
+        facts=prepared.facts,
+        inputs=prepared.inputs,
+        plan=plan,
+        timings=planner.timings,
+        verdict=verdict,
+        execution=config.execution,
+        seed=config.seed,
+        consulted=attempt,
+    )
+    if verdict.ok:
+        return Result(rewritten.model, plan, report, verdict)
     raise bound_error(verdict, report)
+
+
+def _accuracy(
+    prepared: Prepared,
+    model: onnx.ModelProto,
+    bounds: Bounds,
+    metric: Metric | None,
+    progress: Progress,
+) -> Accuracy:
+    """The judgement on the verdict's data, or what can be said without any."""
+    original, config = prepared.source.model, prepared.config
+    if prepared.inputs.verdict is None or metric is None:
+        feeds = random_feeds(original, prepared.facts.sizes, seed=config.seed)
+        return unverified_accuracy(original, model, feeds, config.execution)
+    return judge_accuracy(
+        original,
+        model,
+        bounds,
+        config.execution,
+        data=prepared.inputs.verdict,
+        metric=metric,
+        seed=config.seed,
+        progress=progress.step,
+    )
 
 
 def prepare(source: ModelSource, config: Config, progress: Progress) -> Prepared:
@@ -201,6 +236,6 @@ def bound_error(verdict: Verdict, report: dict[str, Any]) -> BoundError:
     parts = [f"{k} {verdict.remaining(k):.3f}" for k in ("latency", "macs", "params", "size")]
     return BoundError(
         f"bounds not met: {'; '.join(verdict.failures)} (best attempt: {', '.join(parts)} of the "
-        f"original; {verdict.accuracy})",
+        f"original; {verdict.accuracy.words})",
         report,
     )

@@ -19,6 +19,7 @@ from onnxcompress.calibrate.inputs import Inputs
 from onnxcompress.config import Config
 from onnxcompress.errors import UsageError
 from onnxcompress.graph.digest import model_digest
+from onnxcompress.graph.memo import Memo
 from onnxcompress.latency.interleave import interleaved
 from onnxcompress.latency.table import LatencyTable, LayerTiming, default_table_path
 from onnxcompress.load.source import Source
@@ -34,6 +35,7 @@ from onnxcompress.plan.search import (
     for_targets,
     sensitivities,
     within_bound,
+    within_budget,
 )
 from onnxcompress.progress import Progress
 from onnxcompress.rewrite.manager import rewrite
@@ -44,6 +46,8 @@ from onnxcompress.verify.verdict import Verdict
 _TRIAL_SAMPLES = 512
 _PROBE_SAMPLES = 64
 _TIGHTEN = 0.4
+_CAUTION = 0.5
+"""Share of the bound that a trial may use: networks lose less on images they were trained on."""
 
 
 class Planner:
@@ -59,13 +63,14 @@ class Planner:
     ) -> None:
         self._facts, self._inputs, self._config = facts, inputs, config
         self._source, self._progress = source, progress
-        self._share = 1.0
+        self._budget: float | None = None
         self._slack: dict[str, float] = {}
         self._factors: list[float] | None = None
         self._options: Options | None = None
         self._baseline: Baseline | None = None
         self.timings: dict[Key, LayerTiming] = {}
         path = config.run / "latency.json" if config.run is not None else default_table_path()
+        self.memo = Memo()
         self._table = LatencyTable(path, config.execution)
         self._replay: Plan | None = None
         owners: Sequence[Pass[Any]] = config.passes
@@ -94,23 +99,26 @@ class Planner:
             notes=choice.notes,
         )
 
-    def tighten(self, verdict: Verdict) -> bool:
-        """Learn from a failed verdict; False when another attempt would change nothing."""
-        if self._replay is not None:
+    def tighten_accuracy(self) -> bool:
+        """Spend less damage next time; False when there is nothing left to give up."""
+        if self._replay is not None or self._budget is None or self._config.targets:
+            return False
+        self._budget *= _TIGHTEN
+        return True
+
+    def tighten_targets(self, verdict: Verdict) -> bool:
+        """Save more next time, by what was missing; False when no other plan can help."""
+        if self._replay is not None or not verdict.accuracy.ok:
             return False
         changed = False
-        for kind in self._config.targets:
-            excess = verdict.remaining(kind) - self._config.targets[kind]
+        for kind, fraction in self._config.targets.items():
+            excess = verdict.remaining(kind) - fraction
             if excess > 0 and kind in {"latency", "size"}:
-                total = (
-                    self._baseline.latency_ms if kind == "latency" and self._baseline else None
-                ) or float(verdict.before.file_bytes)
-                # A little more than what was missing: the next miss would cost another attempt.
-                self._slack[kind] = self._slack.get(kind, 0.0) + 1.25 * excess * total
+                total = self._measured_baseline().latency_ms if kind == "latency" else None
+                # A little more than was missing: the next miss would cost another attempt.
+                more = 1.25 * excess * (total or float(verdict.before.file_bytes))
+                self._slack[kind] = self._slack.get(kind, 0.0) + more
                 changed = True
-        if not verdict.accuracy_ok and not self._config.targets and self._plans_by_data():
-            self._share *= _TIGHTEN
-            changed = True
         return changed
 
     def why_nothing(self, plan: Plan) -> str:
@@ -128,7 +136,12 @@ class Planner:
         if self._config.gated:
             self._progress.stage("measure layers")
             gated = gate(
-                options, self._facts, self.passes, self._table, progress=self._progress.step
+                options,
+                self._facts,
+                self.passes,
+                self._table,
+                memo=self.memo,
+                progress=self._progress.step,
             )
             options, self.timings = gated.options, dict(gated.timings)
             for note in self._table.notes:
@@ -155,7 +168,11 @@ class Planner:
         # A single candidate per site (explicit ranks) that costs nothing needs no weighing.
         if all(c.damage <= 0 for offers in sites for c in offers):
             return by_rule(sites)
-        return within_bound(sites, self._trial, self._sensitivities(options), self.timings)
+        factors = self._sensitivities(options)
+        if self._budget is not None:
+            return within_budget(sites, factors, self.timings, self._budget)
+        choice, self._budget = within_bound(sites, self._trial, factors, self.timings)
+        return choice
 
     def _sensitivities(self, options: Options) -> list[float]:
         if self._factors is None:
@@ -175,7 +192,7 @@ class Planner:
         if data is None:
             raise UsageError("a trial needs calibration data")
         data = data.take(np.arange(min(len(data), _PROBE_SAMPLES if probe else _TRIAL_SAMPLES)))
-        result = rewrite(self._facts.model, chosen, self.passes, strict=True)
+        result = rewrite(self._facts.model, chosen, self.passes, strict=True, memo=self.memo)
         comparison = compare(
             self._facts.model,
             result.model,
@@ -188,8 +205,8 @@ class Planner:
         error = max(10.0 ** (-f.snr_db / 10.0) for f in comparison.fidelity)
         config = self._config
         judgement = comparison.passes(
-            config.max_drop * self._share,
-            min_snr=config.min_snr - 10.0 * np.log10(self._share),
+            config.max_drop * _CAUTION,
+            min_snr=config.min_snr - 10.0 * np.log10(_CAUTION),
             confidence=None if probe else config.confidence,
         )
         return Outcome(judgement.ok, float(error), judgement.reason)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxcompress.errors import ModelError
+from onnxcompress.graph.memo import Memo
 from onnxcompress.graph.surgeon import export_graph, import_graph
 from onnxcompress.graph.view import subgraphs
 
@@ -39,11 +40,17 @@ class Editor:
     Args:
         model: the model to edit, or a skeleton of it.
         weights: initializers taken out of a skeleton, referenced lazily.
+        memo: results shared with other editors of the same job.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, *, weights: dict[str, onnx.TensorProto] | None = None
+        self,
+        model: onnx.ModelProto,
+        *,
+        weights: dict[str, onnx.TensorProto] | None = None,
+        memo: Memo | None = None,
     ) -> None:
+        self.memo = memo or Memo()
         self._graph, self._keep = import_graph(model, weights=weights)
         self._tensor_names = set(_all_tensor_names(model.graph)) | set(weights or {})
         self._node_names = {node.name for node in model.graph.node}

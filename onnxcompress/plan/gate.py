@@ -18,6 +18,7 @@ from onnxcompress.analyse.facts import Facts
 from onnxcompress.errors import PassError
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.extract import extract_layer, structure_key
+from onnxcompress.graph.memo import Memo
 from onnxcompress.latency.table import LatencyTable, LayerTiming
 from onnxcompress.plan.contract import Candidate, Pass, Refusal
 from onnxcompress.plan.options import Options
@@ -46,6 +47,7 @@ def gate(
     passes: Mapping[str, Pass[Any]],
     table: LatencyTable,
     *,
+    memo: Memo | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Gated:
     """Time every candidate that is not lossless, and keep the faster ones.
@@ -64,7 +66,7 @@ def gate(
             structure = json.dumps(structure_key(layer))
             names = [structure + "|".join(candidate_key(c)[1:]) for c in worth]
             fresh = [i for i, name in enumerate(names) if name not in seen]
-            replaced = [_rewritten(layer, worth[i], passes) for i in fresh]
+            replaced = [_rewritten(layer, worth[i], passes, memo) for i in fresh]
             for i, timing in zip(fresh, table.compare(layer, replaced), strict=True):
                 seen[names[i]] = timing
             for candidate, name in zip(worth, names, strict=True):
@@ -98,10 +100,13 @@ def nothing_to_save(offers: tuple[Candidate[Any], ...]) -> Refusal:
 
 
 def _rewritten(
-    layer: onnx.ModelProto, candidate: Candidate[Any], passes: Mapping[str, Pass[Any]]
+    layer: onnx.ModelProto,
+    candidate: Candidate[Any],
+    passes: Mapping[str, Pass[Any]],
+    memo: Memo | None,
 ) -> onnx.ModelProto:
     owner = passes[candidate.site.pass_name]
-    editor = Editor(layer)
+    editor = Editor(layer, memo=memo)
     editor.sign(owner.name)
     try:
         owner.rewrite(candidate, editor)

@@ -9,7 +9,7 @@ does to the outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from onnxcompress.errors import BoundError
@@ -141,33 +141,64 @@ def within_bound(
     trial: Trial,
     factors: Sequence[float],
     timings: Mapping[Key, LayerTiming],
-) -> Choice:
+) -> tuple[Choice, float]:
     """Save the most that the accuracy bound allows, judged on the calibration inputs.
 
-    Saved milliseconds count where layers were timed, else MACs. The budget of damage is found by
-    bisection; each step is a real rewrite and a real evaluation.
+    The budget of damage is found by bisection; each step is a real rewrite and a real evaluation.
+
+    Returns:
+        The choice, and the budget of damage that it was made within.
     """
-    kind = "latency" if timings else "macs"
-    saving = _savings(sites, kind, timings)
     damage = _scaled(sites, factors)
-    everything = most_saved(damage, saving, _UNBOUNDED)
-    chosen = _picked(sites, everything)
-    if not chosen or trial(chosen).ok:
-        return Choice(chosen, ("everything on offer holds the bound on the calibration inputs",))
-    high = sum(damage[i][c] for i, c in enumerate(everything) if c is not None)
-    best: Chosen = ()
-    low, tried = 0.0, 1
+    everything = within_budget(sites, factors, timings, _UNBOUNDED)
+    high = _spent(sites, damage, everything.chosen)
+    if not everything.chosen or trial(everything.chosen).ok:
+        return replace(
+            everything, notes=(f"everything on offer saves {_unit(timings)} and holds",)
+        ), high
+    best, low, tried = Choice((), ()), 0.0, 1
     budget = high / 4.0
     for _ in range(_BISECTIONS):
-        attempt = _picked(sites, most_saved(damage, saving, budget))
+        attempt = within_budget(sites, factors, timings, budget)
         tried += 1
-        if not attempt or trial(attempt).ok:
+        if not attempt.chosen or trial(attempt.chosen).ok:
             low, best = budget, attempt
         else:
             high = budget
         # The bound is met over orders of magnitude of damage, so the middle is geometric.
         budget = (low * high) ** 0.5 if low > 0 else high / 8.0
-    return Choice(best, (f"most {kind} saved within the bound, after {tried} evaluations",))
+    note = f"most {_unit(timings)} saved within the bound, after {tried} evaluations"
+    return replace(best, notes=(note,)), low
+
+
+def within_budget(
+    sites: Sites,
+    factors: Sequence[float],
+    timings: Mapping[Key, LayerTiming],
+    budget: float,
+) -> Choice:
+    """Save the most while predicted damage stays within `budget`.
+
+    Saved milliseconds count where layers were timed, else MACs.
+    """
+    kind = "latency" if timings else "macs"
+    found = most_saved(_scaled(sites, factors), _savings(sites, kind, timings), budget)
+    note = f"most {_unit(timings)} saved within a damage of {budget:.3g}"
+    return Choice(_picked(sites, found), (note,))
+
+
+def _unit(timings: Mapping[Key, LayerTiming]) -> str:
+    return "milliseconds" if timings else "MACs"
+
+
+def _spent(sites: Sites, damage: Sequence[Sequence[float]], chosen: Chosen) -> float:
+    taken = {candidate_key(candidate) for candidate in chosen}
+    return sum(
+        value
+        for offers, values in zip(sites, damage, strict=True)
+        for candidate, value in zip(offers, values, strict=True)
+        if candidate_key(candidate) in taken
+    )
 
 
 def _savings(sites: Sites, kind: str, timings: Mapping[Key, LayerTiming]) -> list[list[float]]:

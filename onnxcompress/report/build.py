@@ -53,7 +53,7 @@ def build_report(
     consulted: int,
 ) -> dict[str, Any]:
     """Everything about one job; figures are measured or counted, never assumed."""
-    interval = verdict.ratio.interval
+    interval, accuracy = verdict.ratio.interval, verdict.accuracy
     return {
         "version": VERSION,
         "ok": verdict.ok,
@@ -73,17 +73,17 @@ def build_report(
             "ci95": [interval.low, interval.high],
             "slower": verdict.slower,
         },
-        "drop": verdict.drop.to_dict() if verdict.drop else None,
+        "drop": accuracy.drop.to_dict() if accuracy.drop else None,
         "accuracy": {
-            "verified": verdict.on_data,
-            "ok": verdict.accuracy_ok,
-            "words": verdict.accuracy,
+            "verified": accuracy.verified,
+            "ok": accuracy.ok,
+            "words": accuracy.words,
             "held_out_from_calibration": inputs.held_out,
-            "consulted": consulted if verdict.on_data else 0,
+            "consulted": consulted if accuracy.verified else 0,
         },
         "fidelity": {
-            "inputs": "data" if verdict.on_data else "random",
-            "outputs": [output.to_dict() for output in verdict.fidelity],
+            "inputs": "data" if accuracy.verified else "random",
+            "outputs": [output.to_dict() for output in accuracy.fidelity],
         },
         "layers": layer_table(facts, plan, timings),
         "refusals": [

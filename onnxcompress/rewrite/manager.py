@@ -15,6 +15,7 @@ import onnx
 from onnxcompress.errors import OnnxCompressError, PassError
 from onnxcompress.graph.editor import Editor, JournalEntry
 from onnxcompress.graph.infer import with_value_info
+from onnxcompress.graph.memo import Memo
 from onnxcompress.load.checks import check_structure
 from onnxcompress.plan.contract import Candidate, Pass, Refusal
 
@@ -35,6 +36,7 @@ def rewrite(
     passes: Mapping[str, Pass[Any]],
     *,
     strict: bool = False,
+    memo: Memo | None = None,
 ) -> Rewritten:
     """Apply the chosen candidates to a copy of `model`.
 
@@ -43,6 +45,7 @@ def rewrite(
         chosen: candidates, at most one per node.
         passes: the passes by name.
         strict: raise instead of rolling back.
+        memo: decompositions shared with other rewrites of the same model.
 
     Raises:
         PassError: a pass broke its contract and `strict` is set, or the result is not a valid
@@ -51,7 +54,7 @@ def rewrite(
     remaining = list(chosen)
     rolled_back: list[Refusal] = []
     while True:
-        editor = Editor(model)
+        editor = Editor(model, memo=memo)
         failed: tuple[Candidate[Any], str] | None = None
         for candidate in remaining:
             failed = _apply(candidate, passes, editor)

@@ -20,7 +20,7 @@ class Rung(Generic[S]):
     damage: float
 
 
-def ladder(rungs: Sequence[Rung[S]], before: Cost, *, steps: int = 12) -> list[Rung[S]]:
+def ladder(rungs: Sequence[Rung[S]], before: Cost, *, steps: int = 8) -> list[Rung[S]]:
     """The rungs worth considering, loosest first.
 
     Every rung kept is cheaper than the layer as it is, in MACs and in parameters, and costs no
