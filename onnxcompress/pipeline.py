@@ -93,11 +93,11 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         progress.stage("verify latency")
         verdict = verify(
             prepared.source.model,
+            prepared.facts,
             rewritten.model,
             accuracy,
             bounds,
             config.execution,
-            prepared.facts.sizes,
             file_bytes=prepared.source.file_bytes,
             seed=config.seed,
             progress=progress.step,

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import onnx
 
+from onnxcompress.analyse.shapes import shapes_for
 from onnxcompress.errors import ModelError, PassError
 from onnxcompress.graph.cost import Cost, Shapes, model_cost, node_cost, node_macs
-from onnxcompress.graph.infer import shapes_at
 from onnxcompress.graph.spec import ConvSpec, DenseSpec, conv_spec, dense_spec
 from onnxcompress.graph.view import GraphView
 
@@ -135,5 +135,5 @@ def analyse(
         view=GraphView(model),
         sizes=dict(sizes),
         excluded=excluded,
-        _shapes=shapes_at(model, sizes),
+        _shapes=shapes_for(model, sizes),
     )

@@ -66,7 +66,7 @@ def inspect_command(
 
 
 def _rows(facts: Any, offers: Any) -> list[dict[str, Any]]:
-    from onnxcompress.report.build import LAYER_OPERATORS
+    from onnxcompress.graph.cost import COUNTED_OPERATORS
 
     words: dict[str, list[str]] = defaultdict(list)
     for candidates in offers.sites:
@@ -76,7 +76,7 @@ def _rows(facts: Any, offers: Any) -> list[dict[str, Any]]:
     shapes = facts.shapes()
     rows = []
     for node in facts.model.graph.node:
-        if node.op_type not in LAYER_OPERATORS:
+        if node.op_type not in COUNTED_OPERATORS:
             continue
         cost = facts.cost(node.name)
         weight = next((n for n in node.input[1:] if facts.view.is_constant(n)), "")

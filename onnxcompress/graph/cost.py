@@ -13,6 +13,7 @@ from math import prod
 
 import onnx
 
+from onnxcompress.errors import ModelError
 from onnxcompress.graph.skeleton import element_count
 from onnxcompress.graph.view import FLOATING_TYPES, GraphView, attributes
 
@@ -24,6 +25,20 @@ _WEIGHT_TYPES = FLOATING_TYPES | {
     onnx.TensorProto.INT4,
     onnx.TensorProto.UINT4,
 }
+COUNTED_OPERATORS = frozenset(
+    {
+        "Conv",
+        "ConvInteger",
+        "FusedConv",
+        "QLinearConv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "MatMulInteger",
+        "QLinearMatMul",
+    }
+)
+
 _BITS: dict[int, int] = {
     onnx.TensorProto.FLOAT: 32,
     onnx.TensorProto.FLOAT16: 16,
@@ -121,4 +136,6 @@ def _conv(output: str, weight: str, shapes: Shapes, view: GraphView) -> int:
 def _shape(name: str, shapes: Shapes, view: GraphView) -> tuple[int, ...]:
     if view.is_constant(name):
         return tuple(view.initializers[name].dims)
-    return shapes.get(name, (0,))
+    if name not in shapes:
+        raise ModelError(f"the size of tensor '{name}' is not known: MACs cannot be counted")
+    return shapes[name]

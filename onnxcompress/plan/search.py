@@ -113,8 +113,8 @@ def for_targets(
         factors: how much each site's damage matters.
         slack: per kind, how much more to save than counted, because a first try fell short.
 
-    Raises:
-        BoundError: no choice meets the targets; says how far one can get.
+    Returns:
+        A choice that meets the targets; or, where none does, the one that saves the most.
     """
     damage = _scaled(sites, factors)
     savings = {kind: _savings(sites, kind, timings) for kind in targets}
@@ -125,13 +125,17 @@ def for_targets(
     }
     found = least_damage(damage, savings, demands)
     if found is None:
-        reach = {
-            kind: 1.0 - sum(max(0.0, *offers) for offers in savings[kind] if offers) / totals[kind]
-            for kind in targets
-        }
-        limits = ", ".join(f"{kind} {value:.3f}" for kind, value in reach.items())
-        asked = ", ".join(f"{kind}={value:g}" for kind, value in targets.items())
-        raise BoundError(f"target {asked} is out of reach: the passes get to {limits} at best")
+        # Out of reach: the most that can be saved is carried out all the same, so that the
+        # verdict describes a real best attempt.
+        together = [
+            [
+                sum(savings[kind][i][c] / totals[kind] for kind in targets)
+                for c in range(len(offers))
+            ]
+            for i, offers in enumerate(sites)
+        ]
+        most = _picked(sites, most_saved(damage, together, _UNBOUNDED))
+        return Choice(most, (f"{_words(targets)} is out of reach: this saves the most",))
     chosen = _picked(sites, found)
     return Choice(chosen, (f"least predicted damage that meets {_words(targets)}",))
 

@@ -15,6 +15,7 @@ import onnxruntime
 
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.calibrate.inputs import Inputs
+from onnxcompress.graph.cost import COUNTED_OPERATORS
 from onnxcompress.latency.table import LayerTiming
 from onnxcompress.load.source import Source
 from onnxcompress.plan.gate import Key, candidate_key
@@ -24,19 +25,6 @@ from onnxcompress.verify.intervals import json_number
 from onnxcompress.verify.verdict import Verdict
 
 VERSION = 1
-
-LAYER_OPERATORS = frozenset(
-    {
-        "Conv",
-        "ConvTranspose",
-        "Gemm",
-        "MatMul",
-        "QLinearConv",
-        "ConvInteger",
-        "QLinearMatMul",
-        "MatMulInteger",
-    }
-)
 
 
 def build_report(
@@ -108,7 +96,7 @@ def layer_table(
         reasons[refusal.node].append(f"{refusal.pass_name}: {refusal.reason}")
     rows: list[dict[str, Any]] = []
     for node in facts.model.graph.node:
-        if node.op_type not in LAYER_OPERATORS:
+        if node.op_type not in COUNTED_OPERATORS:
             continue
         cost = facts.cost(node.name)
         row: dict[str, Any] = {

@@ -8,9 +8,9 @@ from typing import Any
 
 import onnx
 
+from onnxcompress.analyse.facts import Facts, analyse
 from onnxcompress.analyse.sizes import random_feeds
-from onnxcompress.graph.cost import Cost, model_cost
-from onnxcompress.graph.infer import shapes_at
+from onnxcompress.graph.cost import Cost
 from onnxcompress.latency.interleave import Budget
 from onnxcompress.load.checks import check_structure, check_values
 from onnxcompress.runtime import Execution
@@ -19,7 +19,7 @@ from onnxcompress.verify.interface import interface_differences
 from onnxcompress.verify.intervals import Estimate
 from onnxcompress.verify.memory import peak_memory_bytes
 from onnxcompress.verify.metrics import MetricResult
-from onnxcompress.verify.speed import Race, race
+from onnxcompress.verify.speed import race
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ class Verdict:
 
 def verify(
     original: onnx.ModelProto,
+    facts: Facts,
     result: onnx.ModelProto,
     accuracy: Accuracy,
     bounds: Bounds,
     execution: Execution,
-    sizes: Mapping[str, tuple[int, ...]],
     *,
     file_bytes: int,
     seed: int,
@@ -102,11 +102,11 @@ def verify(
 
     Args:
         original: the model as loaded, before canonicalisation.
+        facts: what is known about its canonical form; counts the cost before.
         result: the rewritten model.
         accuracy: from `judge_accuracy` on the same pair.
         bounds: what must hold.
         execution: provider and threads.
-        sizes: representative input sizes for latency and cost.
         file_bytes: size of the original's file.
         seed: for bootstrap intervals and random inputs.
         budget: how long to time.
@@ -117,11 +117,20 @@ def verify(
     """
     check_structure(result)
     check_values(result)
+    sizes = facts.sizes
     feeds = random_feeds(original, sizes, seed=seed)
     timed = race([original, result], feeds, execution, seed=seed, budget=budget, progress=progress)
+    memory = [peak_memory_bytes(model, sizes, execution) for model in (original, result)]
+    costs = [facts.total(), analyse(result, sizes).total()]
+    octets = [file_bytes, result.ByteSize()]
+    metrics = [accuracy.before, accuracy.after]
+    before, after = (
+        Measures(costs[i], octets[i], memory[i], timed.entries[i].to_dict(), metrics[i])
+        for i in range(2)
+    )
     verdict = Verdict(
-        before=_measures(original, sizes, file_bytes, timed, 0, accuracy.before, execution),
-        after=_measures(result, sizes, result.ByteSize(), timed, 1, accuracy.after, execution),
+        before=before,
+        after=after,
         ratio=timed.ratios[1],
         accuracy=accuracy,
         failures=(),
@@ -149,21 +158,3 @@ def _missed(verdict: Verdict, bounds: Bounds) -> list[str]:
             f"[{interval.low:.3f}, {interval.high:.3f}]"
         )
     return missed
-
-
-def _measures(
-    model: onnx.ModelProto,
-    sizes: Mapping[str, tuple[int, ...]],
-    file_bytes: int,
-    timed: Race,
-    index: int,
-    metric: MetricResult | None,
-    execution: Execution,
-) -> Measures:
-    return Measures(
-        cost=model_cost(model, shapes_at(model, sizes)),
-        file_bytes=file_bytes,
-        peak_memory_bytes=peak_memory_bytes(model, sizes, execution),
-        latency_ms=timed.entries[index].to_dict(),
-        metric=metric,
-    )
