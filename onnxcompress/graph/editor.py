@@ -53,10 +53,17 @@ class Editor:
         self.memo = memo or Memo()
         self._graph, self._keep = import_graph(model, weights=weights)
         self._tensor_names = set(_all_tensor_names(model.graph)) | set(weights or {})
-        self._node_names = {node.name for node in model.graph.node}
-        self._by_name = {node.name: node for node in self._graph.nodes}
+        self._node_names = {node.name for node in model.graph.node if node.name}
         self._author = ""
         self.journal: list[JournalEntry] = []
+        self._by_name: dict[str, gs.Node] = {}
+        for node in self._graph.nodes:
+            if not node.name or node.name in self._by_name:
+                # Everything refers to nodes by name, so every node gets one of its own.
+                hint = node.name or (node.outputs[0].name if node.outputs else "") or node.op
+                node.name = _unique(f"{hint}_{node.op}", self._node_names)
+                self._log("name", node.name)
+            self._by_name[node.name] = node
 
     @property
     def nodes(self) -> tuple[gs.Node, ...]:

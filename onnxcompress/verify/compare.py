@@ -44,8 +44,9 @@ def compare(
         comparison = Comparison(metric, a.output_names, seed=seed)
         done = 0
         for feeds, labels in data.batches(batch_size(data)):
-            comparison.accumulate(a.run(feeds), b.run(feeds), labels)
-            done += len(next(iter(feeds.values())))
+            count = len(next(iter(feeds.values())))
+            comparison.accumulate(a.run(feeds), b.run(feeds), labels, samples=count)
+            done += count
             if progress is not None:
                 progress(done, len(data))
     return comparison

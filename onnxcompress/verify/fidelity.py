@@ -83,12 +83,20 @@ class FidelityAccumulator:
         """Prepare for the graph outputs ``names``, in graph order."""
         self._outputs = tuple(_OutputSums(name) for name in names)
 
-    def add(self, reference_outputs: Sequence[Array], candidate_outputs: Sequence[Array]) -> None:
+    def add(
+        self,
+        reference_outputs: Sequence[Array],
+        candidate_outputs: Sequence[Array],
+        *,
+        samples: int | None = None,
+    ) -> None:
         """Take one batch into account.
 
         Args:
             reference_outputs: The reference network's outputs, in graph order.
             candidate_outputs: The candidate's outputs for the same inputs.
+            samples: Samples in the batch; outputs that lead with another extent (a score map,
+                say) are then not mistaken for that many samples.
 
         Raises:
             ModelError: The candidate's outputs differ in number, shape or type.
@@ -104,9 +112,10 @@ class FidelityAccumulator:
         candidates = [np.asarray(values) for values in candidate_outputs]
         for output, reference, candidate in zip(self._outputs, references, candidates, strict=True):
             _check_alike(output.name, reference, candidate)
-        samples = sample_count(references) or 1
+        leading = sample_count(references)
+        count = leading if leading and samples in {None, leading} else 1
         for output, reference, candidate in zip(self._outputs, references, candidates, strict=True):
-            output.add(reference, candidate, samples)
+            output.add(reference, candidate, count)
 
     def energies(self) -> tuple[Energies, ...]:
         """Per-sample energies of every output, in graph order.

@@ -229,6 +229,8 @@ class Comparison:
         reference_outputs: Sequence[Array],
         candidate_outputs: Sequence[Array],
         labels: Array | None = None,
+        *,
+        samples: int | None = None,
     ) -> None:
         """Take one batch into account.
 
@@ -236,16 +238,19 @@ class Comparison:
             reference_outputs: The original network's outputs, in graph order.
             candidate_outputs: The candidate's outputs for the same inputs.
             labels: What the metric needs to know of these samples.
+            samples: Samples in the batch; an output is a class decision only if it has as many
+                rows.
 
         Raises:
             DataError: Labels are missing or do not fit, or the user's function failed.
             ModelError: The candidate's outputs differ in number, shape or type.
             UsageError: The metric cannot be applied to this network.
         """
-        self._fidelity.add(reference_outputs, candidate_outputs)
+        self._fidelity.add(reference_outputs, candidate_outputs, samples=samples)
         if self._metric.name == _AGREEMENT:
             shapes = [np.shape(x) for x in reference_outputs if is_floating(np.asarray(x))]
-            self._uses_snr = not is_classifier(shapes)
+            rows = shapes[0][0] if shapes and shapes[0] else None
+            self._uses_snr = not is_classifier(shapes) or samples not in {None, rows}
             if self._uses_snr:
                 return
         after = self._metric.scores(candidate_outputs, labels, reference_outputs, names=self._names)

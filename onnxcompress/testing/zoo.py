@@ -1,0 +1,296 @@
+"""The zoo: tiny models that between them hold every situation a pass must survive.
+
+Where extents matter a model comes twice: once with all extents distinct, so that no axis can stand
+in for another, and once with all extents equal, where a confusion of axes raises no error and only
+shows in the numbers. Everything is built in memory from fixed seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import onnx
+
+from onnxcompress.analyse.facts import Facts, analyse
+from onnxcompress.analyse.sizes import input_specs, random_feeds
+from onnxcompress.load.canonical import canonicalise
+from onnxcompress.runtime import Array
+from onnxcompress.testing import zoo_networks as networks
+from onnxcompress.testing.zoo_layers import conv, gemm, matmul
+
+_TYPES = onnx.TensorProto
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One model of the zoo.
+
+    Attributes:
+        name: what test ids call it.
+        build: makes the raw model, as a user might hand it over.
+        sizes: representative size of every input.
+        lone: whether the network is a single layer, so that its output error is the layer's.
+        in_onnxruntime: whether ONNX Runtime's CPU provider has the kernels; where it has not, the
+            model is run by ONNX's reference evaluator.
+    """
+
+    name: str
+    build: Callable[[], onnx.ModelProto]
+    sizes: Mapping[str, tuple[int, ...]]
+    lone: bool = False
+    in_onnxruntime: bool = True
+
+    @cached_property
+    def _octets(self) -> tuple[bytes, bytes]:
+        raw = self.build()
+        return raw.SerializeToString(), canonicalise(raw).model.SerializeToString()
+
+    def raw(self) -> onnx.ModelProto:
+        """The model as built: a fresh copy at every call."""
+        return onnx.load_model_from_string(self._octets[0])
+
+    def canonical(self) -> onnx.ModelProto:
+        """The model in canonical form: a fresh copy at every call."""
+        return onnx.load_model_from_string(self._octets[1])
+
+    def facts(self, model: onnx.ModelProto | None = None) -> Facts:
+        """Facts about the canonical model, or about another one with the same inputs."""
+        return analyse(model if model is not None else self.canonical(), self.sizes)
+
+    def feeds(self, *, seed: int = 0, batch: int | None = None) -> dict[str, Array]:
+        """White noise for every input; the same for the same seed.
+
+        Args:
+            seed: of the generator.
+            batch: another first dimension than the representative one.
+        """
+        sizes = {
+            name: size if batch is None else (batch, *size[1:])[: len(size)]
+            for name, size in self.sizes.items()
+        }
+        return random_feeds(self.raw(), sizes, seed=seed)
+
+    @property
+    def dynamic_batch(self) -> bool:
+        """Whether the first dimension of every input is symbolic."""
+        return all(spec.shape and spec.fixed(0) is None for spec in input_specs(self.raw()))
+
+
+@cache
+def zoo() -> tuple[Entry, ...]:
+    """Every model of the zoo, single layers first."""
+    return (*_convolutions(), *_denses(), *_networks())
+
+
+def _lone(
+    name: str,
+    build: Callable[[], onnx.ModelProto],
+    x: tuple[int, ...],
+    *,
+    in_onnxruntime: bool = True,
+) -> Entry:
+    return Entry(name, build, {"x": x}, lone=True, in_onnxruntime=in_onnxruntime)
+
+
+def _convolutions() -> tuple[Entry, ...]:
+    pads, strided = [1, 1, 1, 1], {"strides": [2, 3], "dilations": [3, 2]}
+    same = {"strides": [2, 1], "kernel_shape": [2, 4]}
+    return (
+        _lone("plain", lambda: conv(101, (2, 24, 10, 13), (40, 24, 3, 5)), (2, 24, 10, 13)),
+        _lone("confusable", lambda: _square(103, pads=pads), (16, 16, 16, 16)),
+        # Batch, channels, sizes and kernel all 3: too small to offer anything but the lossless.
+        _lone("cube", lambda: conv(105, (3,) * 4, (3,) * 4, rank=2, pads=pads), (3,) * 4),
+        _lone(
+            "no_bias",
+            lambda: conv(107, (2, 24, 5, 7), (40, 24, 3, 2), biased=False),
+            (2, 24, 5, 7),
+        ),
+        _lone(
+            "strided",
+            lambda: conv(109, (2, 24, 15, 17), (32, 24, 3, 4), pads=[0, 5, 2, 1], **strided),
+            (2, 24, 15, 17),
+        ),
+        _lone(
+            "strided_confusable",
+            lambda: _square(111, pads=[0, 2, 2, 1], strides=[2, 2], dilations=[2, 2]),
+            (16, 16, 16, 16),
+        ),
+        *(
+            _lone(
+                f"{mode.lower()}{suffix}",
+                lambda m=mode, x=size: conv(113, x, (40, 24, 2, 4), auto_pad=m, **same),
+                (2, 24, 9, 7),
+            )
+            for mode in ("SAME_UPPER", "SAME_LOWER")
+            for suffix, size in (("", (2, 24, 9, 7)), ("_dynamic", ("N", 24, "H", "W")))
+        ),
+        _lone(
+            "grouped",
+            lambda: conv(115, (3, 48, 6, 7), (32, 24, 3, 4), group=2, pads=[1, 0, 0, 2]),
+            (3, 48, 6, 7),
+        ),
+        _lone(
+            "grouped_confusable",
+            lambda: conv(117, (2, 32, 16, 16), (32, 16, 3, 3), group=2, pads=pads),
+            (2, 32, 16, 16),
+        ),
+        _lone(
+            "depthwise",
+            lambda: conv(119, (2, 24, 5, 7), (24, 1, 3, 2), rank=1, group=24),
+            (2, 24, 5, 7),
+        ),
+        _lone(
+            "depthwise_multiplier",
+            lambda: conv(121, (2, 16, 5, 7), (48, 1, 3, 3), rank=1, group=16),
+            (2, 16, 5, 7),
+        ),
+        _lone(
+            "pointwise",
+            lambda: conv(123, (2, 32, 9, 11), (40, 32, 1, 1), strides=[2, 3], pads=[1, 0, 2, 1]),
+            (2, 32, 9, 11),
+        ),
+        _lone(
+            "pointwise_confusable",
+            lambda: conv(125, (24,) * 4, (24, 24, 1, 1), biased=False),
+            (24,) * 4,
+        ),
+        _lone(
+            "pointwise_grouped",
+            lambda: conv(127, (3, 48, 5, 6), (64, 24, 1, 1), group=2),
+            (3, 48, 5, 6),
+        ),
+        _lone(
+            "conv1d",
+            lambda: conv(129, (2, 24, 19), (40, 24, 5), pads=[3, 1], strides=[2]),
+            (2, 24, 19),
+        ),
+        _lone(
+            "conv1d_confusable",
+            lambda: conv(131, (16,) * 3, (16, 16, 3), pads=[1, 1]),
+            (16,) * 3,
+        ),
+        _lone(
+            "conv3d",
+            lambda: conv(133, (2, 16, 4, 7, 6), (24, 16, 2, 1, 3), pads=[0, 1, 2, 1, 0, 0]),
+            (2, 16, 4, 7, 6),
+        ),
+        _lone(
+            "conv3d_confusable",
+            lambda: conv(135, (3, 16, 3, 3, 3), (16, 16, 3, 3, 3), pads=[1] * 6),
+            (3, 16, 3, 3, 3),
+        ),
+        _lone("one_in", lambda: conv(145, (2, 1, 9, 8), (24, 1, 3, 5), rank=1), (2, 1, 9, 8)),
+        _lone("one_out", lambda: conv(147, (3, 24, 5, 6), (1, 24, 3, 2), rank=1), (3, 24, 5, 6)),
+        _lone(
+            "fp16",
+            lambda: conv(137, (2, 24, 5, 7), (40, 24, 3, 2), dtype=_TYPES.FLOAT16),
+            (2, 24, 5, 7),
+        ),
+        _lone(
+            "fp64",
+            lambda: conv(139, (2, 16, 4, 5), (24, 16, 3, 2), dtype=_TYPES.DOUBLE),
+            (2, 16, 4, 5),
+            in_onnxruntime=False,
+        ),
+        _lone(
+            "rank_deficient",
+            lambda: conv(141, (2, 24, 5, 7), (40, 24, 3, 2), rank=8, noise=0.0),
+            (2, 24, 5, 7),
+        ),
+        _lone(
+            "rank_deficient_pointwise",
+            lambda: conv(143, (2, 32, 5, 7), (40, 32, 1, 1), rank=8, noise=0.0),
+            (2, 32, 5, 7),
+        ),
+    )
+
+
+def _square(seed: int, **attributes: object) -> onnx.ModelProto:
+    return conv(seed, (16,) * 4, (16, 16, 3, 3), **attributes)
+
+
+def _denses() -> tuple[Entry, ...]:
+    return (
+        _lone("gemm", lambda: gemm(201, (6, 32), (32, 40), bias_shape=(40,)), (6, 32)),
+        _lone(
+            "gemm_scaled",
+            lambda: gemm(203, (6, 32), (32, 40), bias_shape=(6, 1), alpha=0.5, beta=2.5),
+            (6, 32),
+        ),
+        _lone(
+            "gemm_transposed",
+            lambda: gemm(205, (6, 32), (40, 32), bias_shape=(40,), transB=1, alpha=1.5, beta=0.25),
+            (6, 32),
+        ),
+        *(
+            _lone(
+                f"gemm_confusable{suffix}",
+                lambda t=flag: gemm(207, (24, 24), (24, 24), bias_shape=(24,), transB=t),
+                (24, 24),
+            )
+            for suffix, flag in (("", 0), ("_transposed", 1))
+        ),
+        _lone("gemm_left_transposed", lambda: gemm(209, (32, 6), (32, 40), transA=1), (32, 6)),
+        _lone("matmul", lambda: matmul(211, (2, 7, 32), (32, 40)), (2, 7, 32)),
+        _lone("matmul_confusable", lambda: matmul(213, (24,) * 3, (24, 24)), (24,) * 3),
+        _lone("matmul_vector", lambda: matmul(215, (32,), (32, 40)), (32,)),
+        _lone("matmul_left", lambda: matmul(217, (2, 40, 7), (32, 40), left=True), (2, 40, 7)),
+        _lone("fp16_dense", lambda: gemm(219, (6, 32), (32, 40), dtype=_TYPES.FLOAT16), (6, 32)),
+        _lone("fp64_dense", lambda: gemm(221, (6, 32), (32, 40), dtype=_TYPES.DOUBLE), (6, 32)),
+        _lone(
+            "bf16_dense",
+            lambda: matmul(223, (6, 32), (32, 40), dtype=_TYPES.BFLOAT16),
+            (6, 32),
+            in_onnxruntime=False,
+        ),
+        _lone(
+            "rank_deficient_dense",
+            lambda: gemm(225, (6, 32), (40, 32), rank=8, noise=0.0, transB=1),
+            (6, 32),
+        ),
+    )
+
+
+def _networks() -> tuple[Entry, ...]:
+    fed = networks.fed_at_run_time
+    image, picture = {"x": (2, 18, 7, 9)}, (2, 24, 5, 7)
+    return (
+        Entry("opset11", networks.opset11, image),
+        Entry("opset21", networks.opset21, image),
+        Entry("dynamic_batch", networks.dynamic_batch, image),
+        Entry("dynamic_sizes", networks.dynamic_sizes, image),
+        Entry("shared_weight", networks.shared_weight, {"x": (2, 24, 7, 9)}),
+        Entry("conv_is_output", networks.conv_is_output, {"x": (3, 20, 7, 6)}),
+        Entry("residual", networks.residual, {"x": picture}),
+        Entry("branches", networks.branches, {"x": (2, 24, 6, 6)}),
+        Entry("zero_weight", networks.zero_weight, {"x": (2, 20, 5, 6)}),
+        Entry("name_clash", networks.name_clash, {"x": picture}),
+        Entry("subgraph", networks.subgraph, {"x": (2, 20, 5, 7), "flag": ()}),
+        Entry(
+            "weight_is_input",
+            lambda: fed("Conv", picture, (40, 24, 3, 2), {"w": (40, 24, 3, 2)}),
+            {"x": picture, "w": (40, 24, 3, 2)},
+        ),
+        Entry(
+            "dense_weight_is_input",
+            lambda: fed("MatMul", (6, 32), (32, 40), {"w": (32, 40)}),
+            {"x": (6, 32), "w": (32, 40)},
+        ),
+        Entry(
+            "bias_is_input",
+            lambda: fed("Conv", picture, (40, 24, 3, 2), {"b": (40,)}),
+            {"x": picture, "b": (40,)},
+        ),
+        Entry(
+            "point_bias_is_input",
+            lambda: fed("Conv", picture, (40, 24, 1, 1), {"b": (40,)}),
+            {"x": picture, "b": (40,)},
+        ),
+        Entry(
+            "dense_bias_is_input",
+            lambda: fed("Gemm", (6, 32), (32, 40), {"b": (40,)}),
+            {"x": (6, 32), "b": (40,)},
+        ),
+    )
