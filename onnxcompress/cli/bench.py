@@ -77,7 +77,10 @@ def bench_command(
         return
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("model", "p50 ms", "95 % interval", "p95 ms", "runs", "ratio to the first"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
+        name = heading == "model"
+        table.add_column(
+            heading, justify="left" if name else "right", overflow="fold", no_wrap=not name
+        )
     for row, entry, ratio in zip(rows, result.entries, result.ratios, strict=True):
         values = entry.to_dict()
         low, high = values["ci95"]

@@ -71,8 +71,11 @@ def _rows(facts: Any, offers: Any) -> list[dict[str, Any]]:
     words: dict[str, list[str]] = defaultdict(list)
     for candidates in offers.sites:
         words[candidates[0].site.node].append(_offer(candidates))
+    offered = frozenset(words)
     for refusal in offers.refusals:
-        words[refusal.node].append(f"{refusal.pass_name}: no, {refusal.reason}")
+        # Where one pass has an offer, the others' "not my kind of layer" is noise.
+        if refusal.node not in offered:
+            words[refusal.node].append(f"{refusal.pass_name}: no, {refusal.reason}")
     shapes = facts.shapes()
     rows = []
     for node in facts.model.graph.node:
@@ -107,9 +110,9 @@ def _offer(candidates: Any) -> str:
         ends = f"MACs x{lossy[0].after.macs / before:.2f}"
     recommended = [c for c in candidates if c.recommended]
     if not recommended:
-        return f"{name}: {ends}; EVBMF finds nothing to drop"
+        return f"{name}: {ends}; EVBMF drops nothing"
     values = recommended[0].to_dict()["setting"]
     ranks = "x".join(str(v) for v in values.values() if not isinstance(v, bool))
     share = recommended[0].after.macs / before
     error = recommended[0].damage
-    return f"{name}: {ends}; recommended rank {ranks} (MACs x{share:.2f}, error {error:.3f})"
+    return f"{name}: {ends}; EVBMF rank {ranks} (MACs x{share:.2f}, error {error:.3f})"

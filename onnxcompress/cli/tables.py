@@ -86,7 +86,7 @@ def _accuracy(report: Mapping[str, Any], console: Console) -> None:
         console.print(
             Text(
                 "accuracy was NOT verified: no data was given (SNR "
-                f"{_db(worst['snr_db'])} on random inputs)"
+                f"{_db(worst['snr_db'])} on random inputs); --data has it measured"
             )
         )
     if report["latency_ratio"]["slower"]:

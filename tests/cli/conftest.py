@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import onnxcompress.latency.table as table
 import onnxcompress.verify.verdict as verdict
 from onnxcompress.cli import run
 
-PROGRAM = [sys.executable, "-c", "from onnxcompress.cli import main; main()"]
+MAIN = "from onnxcompress.cli import main; main()"
 
 
 @dataclass(frozen=True)
@@ -68,24 +68,40 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     return call
 
 
+HURRY = """
+import onnxcompress.latency.interleave as interleave
+brief = interleave.Budget(rounds=2, seconds=0.0, min_runs=1, warmup_runs=1)
+interleave.Budget = lambda **_: brief
+"""
+NO_MEMORY = """
+import onnxcompress.verify.verdict as verdict
+verdict.peak_memory_bytes = lambda *_: None
+"""
+
+
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
-    """Start the command line as a program of its own, in `tmp_path`."""
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start the command line as a program of its own, in `tmp_path`; `before` runs first."""
+    started: list[subprocess.Popen[bytes]] = []
 
     def call(
-        *arguments: str | Path, before: str = "", **options: Any
+        *arguments: str | Path, before: str = "", memory: bool = False, **options: Any
     ) -> subprocess.Popen[bytes]:
-        source = f"{before}\n{PROGRAM[2]}"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+        source = "\n".join([HURRY, "" if memory else NO_MEMORY, before, MAIN])
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        return subprocess.Popen(
-            [*PROGRAM[:2], source, *map(str, arguments)],
+        process = subprocess.Popen(
+            [sys.executable, "-c", source, *map(str, arguments)],
             cwd=tmp_path,
-            env=environment,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             **options,
         )
+        started.append(process)
+        return process
 
-    return call
+    yield call
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def low_rank(generator: np.random.Generator, shape: Sequence[int], rank: int) -> Any:
