@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from onnxcompress.analyse.sizes import InputSpec
-from onnxcompress.calibrate.dataset import NEEDS_PREPROCESS, image_channels
+from onnxcompress.calibrate.array_samples import NEEDS_PREPROCESS, image_channels
 from onnxcompress.calibrate.preprocess import Preprocess
 from onnxcompress.errors import DataError
 

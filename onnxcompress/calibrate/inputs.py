@@ -9,10 +9,11 @@ from typing import Any
 import onnx
 
 from onnxcompress.analyse.sizes import InputSpec, input_specs
+from onnxcompress.calibrate.arrays import dataset_from_arrays
 from onnxcompress.calibrate.dataset import Dataset
-from onnxcompress.calibrate.preprocess import parse_preprocess
+from onnxcompress.calibrate.preprocess_text import parse_preprocess
 from onnxcompress.calibrate.samples import sample_sizes
-from onnxcompress.calibrate.spec import dataset_from_arrays, load_dataset
+from onnxcompress.calibrate.spec import load_dataset
 
 HELD_OUT = 0.1
 """Share of the calibration data kept for the verdict when there is no evaluation data."""

@@ -105,6 +105,8 @@ def compress_command(**values: Any) -> None:
     for path in (out_path, report_path):
         if path is not None:
             write.check_writable(path)
+    if config.run is not None:
+        write.make_folder(config.run)
     with progress_for(quiet=values["quiet"]) as progress:
         if values["dry_run"]:
             plan, _ = plan_only(model, config, progress)
@@ -126,8 +128,8 @@ def compress_command(**values: Any) -> None:
         write.write_model(result.model, out_path, external_data=values["external_data"])
     if report_path is not None:
         write.write_json(result.report, report_path)
-    if values["run_dir"] is not None:
-        write.write_json(result.plan.to_dict(), Path(values["run_dir"]) / "plan.json")
+    if config.run is not None:
+        write.write_json(result.plan.to_dict(), config.run / "plan.json")
     show(result.report, as_json=values["as_json"], piped=out_path is None)
 
 

@@ -2,12 +2,16 @@
 
 At each site one candidate is taken, or the layer stays as it is. Either the sum of predicted
 damage is minimised under demands on what must be saved, or the saving is maximised under a budget
-of damage.
+of damage. Every row is scaled to a right-hand side of one, so that the solver's absolute tolerance
+is a relative one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +19,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 Array = NDArray[np.float64]
+
+_TINY = 1e-300
 
 
 def least_damage(
@@ -33,43 +39,56 @@ def least_damage(
         Per site the index of the candidate taken, or None to leave the layer; None altogether if
         the demands cannot be met.
     """
-    rows = [_flat(savings[name]) for name in demands]
-    scales = [max(np.abs(row).max(initial=0.0), 1e-300) for row in rows]
-    matrix = np.array([row / scale for row, scale in zip(rows, scales, strict=True)])
-    least = np.array([value / s for value, s in zip(demands.values(), scales, strict=True)])
-    return _solve(sites, _flat(sites), matrix, least)
+    rows = [(_flat(savings[name]) / value, 1.0) for name, value in demands.items() if value > 0.0]
+    damage = _flat(sites)
+    return _solve(sites, damage / max(damage.max(initial=0.0), _TINY), rows)
 
 
 def most_saved(
-    sites: Sequence[Sequence[float]], saving: Sequence[Sequence[float]], budget: float
+    sites: Sequence[Sequence[float]],
+    saving: Sequence[Sequence[float]],
+    budget: float | None,
 ) -> list[int | None]:
-    """Choose so that the most is saved while the total damage stays within `budget`."""
+    """Choose so that the most is saved while the total damage stays within `budget`.
+
+    Args:
+        sites: damage of each candidate at each site.
+        saving: what each candidate at each site saves.
+        budget: total damage allowed; None for any.
+    """
     gains, damage = _flat(saving), _flat(sites)
-    scale = max(np.abs(gains).max(initial=0.0), 1e-300)
+    rows = []
+    if budget is not None:
+        # What does not fit alone cannot be part of any choice.
+        gains = np.where(damage <= budget, gains, -np.abs(gains).max(initial=1.0))
+        if budget > 0.0:
+            rows.append((-damage / budget, -1.0))
+    scale = max(np.abs(gains).max(initial=0.0), _TINY)
     # Among equal savings the smaller damage is taken: the tie-break is far below one unit.
-    objective = -gains / scale + 1e-9 * damage
-    chosen = _solve(sites, objective, -damage[None, :], np.array([-budget]))
+    tie = 1e-9 * damage / max(damage.max(initial=0.0), _TINY)
+    chosen = _solve(sites, tie - gains / scale, rows)
     return chosen if chosen is not None else [None] * len(sites)
 
 
 def _solve(
-    sites: Sequence[Sequence[float]], objective: Array, matrix: Array, least: Array
+    sites: Sequence[Sequence[float]], objective: Array, rows: Sequence[tuple[Array, float]]
 ) -> list[int | None] | None:
+    """Minimise `objective` over one candidate or none per site, with `row @ x >= least` each."""
     count = len(objective)
     if count == 0:
-        return [None] * len(sites) if not np.any(least > 0) else None
+        return [None] * len(sites) if all(least <= 0.0 for _, least in rows) else None
     owner = np.repeat(np.arange(len(sites)), [len(site) for site in sites])
     one_each = csr_array((np.ones(count), (owner, np.arange(count))), shape=(len(sites), count))
     constraints = [LinearConstraint(one_each, -np.inf, 1.0)]
-    if len(least):
-        constraints.append(LinearConstraint(matrix, least, np.inf))
-    result = milp(
-        objective,
-        integrality=np.ones(count),
-        bounds=Bounds(0.0, 1.0),
-        constraints=constraints,
-        options={"mip_rel_gap": 1e-6, "time_limit": 60.0},
-    )
+    constraints += [LinearConstraint(row[None, :], least, np.inf) for row, least in rows]
+    with _stdout_to_stderr():
+        result = milp(
+            objective,
+            integrality=np.ones(count),
+            bounds=Bounds(0.0, 1.0),
+            constraints=constraints,
+            options={"mip_rel_gap": 1e-6, "time_limit": 60.0},
+        )
     if result.x is None:
         return None
     taken = np.flatnonzero(result.x > 0.5)
@@ -78,6 +97,24 @@ def _solve(
     for index in taken:
         chosen[owner[index]] = int(index - first[owner[index]])
     return chosen
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Keep HiGHS's warnings off file descriptor 1, which may be a pipe that carries the model."""
+    sys.stdout.flush()
+    try:
+        saved = os.dup(1)
+    except OSError:
+        # Standard output is closed: there is nothing to protect.
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def _flat(values: Sequence[Sequence[float]]) -> Array:

@@ -23,7 +23,6 @@ Chosen = tuple[Candidate[Any], ...]
 Sites = Sequence[Sequence[Candidate[Any]]]
 
 _BISECTIONS = 7
-_UNBOUNDED = 1e30
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def for_targets(
             ]
             for i, offers in enumerate(sites)
         ]
-        most = _picked(sites, most_saved(damage, together, _UNBOUNDED))
+        most = _picked(sites, most_saved(damage, together, None))
         return Choice(most, (f"{_words(targets)} is out of reach: this saves the most",))
     chosen = _picked(sites, found)
     return Choice(chosen, (f"least predicted damage that meets {_words(targets)}",))
@@ -154,7 +153,7 @@ def within_bound(
         The choice, and the budget of damage that it was made within.
     """
     damage = _scaled(sites, factors)
-    everything = within_budget(sites, factors, timings, _UNBOUNDED)
+    everything = within_budget(sites, factors, timings, None)
     high = _spent(sites, damage, everything.chosen)
     if not everything.chosen or trial(everything.chosen).ok:
         return replace(
@@ -179,7 +178,7 @@ def within_budget(
     sites: Sites,
     factors: Sequence[float],
     timings: Mapping[Key, LayerTiming],
-    budget: float,
+    budget: float | None,
 ) -> Choice:
     """Save the most while predicted damage stays within `budget`.
 
@@ -187,7 +186,8 @@ def within_budget(
     """
     kind = "latency" if timings else "macs"
     found = most_saved(_scaled(sites, factors), _savings(sites, kind, timings), budget)
-    note = f"most {_unit(timings)} saved within a damage of {budget:.3g}"
+    limit = "any damage" if budget is None else f"a damage of {budget:.3g}"
+    note = f"most {_unit(timings)} saved within {limit}"
     return Choice(_picked(sites, found), (note,))
 
 

@@ -101,6 +101,18 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"'{path}' cannot be written: {error.strerror}") from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder for the journal, unless it is there.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"folder '{path}' cannot be made: {error.strerror}") from error
+
+
 def atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Fill a temporary file beside `path` and rename it; leave nothing behind on any failure.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -153,5 +154,5 @@ def _eps(data_type: int) -> float:
 
 def _terms(tensor: onnx.TensorProto) -> int:
     """The longest sum that a product with the tensor may need, along whichever axis."""
-    count = int(np.prod(tensor.dims))
-    return max(count // tensor.dims[0], count // tensor.dims[1])
+    shape = [int(extent) for extent in tensor.dims]
+    return max(prod(shape) // shape[0], prod(shape) // shape[1])

@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 
 from onnxcompress.analyse.facts import Facts, analyse
-from onnxcompress.errors import OnnxCompressError
+from onnxcompress.errors import OnnxCompressError, PassError
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.view import FLOATING_TYPES
-from onnxcompress.plan.contract import NoCandidate, Pass, Refusal, Site
+from onnxcompress.plan.contract import Pass, Refusal, Site
 from onnxcompress.plan.options import collect
 from onnxcompress.testing.checks_measuring import (
     demand,
@@ -30,13 +30,11 @@ from onnxcompress.testing.zoo import Entry, zoo
 
 def check_needs_are_complete(owner: Pass[Any], entry: Entry) -> None:
     """Looking and weighing read nothing that `needs` does not declare."""
-    facts = entry.facts().restricted(owner.needs)
-    for found in _found(owner, facts):
-        if isinstance(found, Site):
-            try:
-                owner.candidates(found, facts)
-            except NoCandidate:
-                continue
+    try:
+        proposals(owner, entry)
+    except PassError as error:
+        # What the facts refuse has no cause; what a pass raised by itself is wrapped and has one.
+        demand(error.__cause__ is not None, str(error))
 
 
 def check_proposing_does_not_mutate(owner: Pass[Any], entry: Entry) -> None:
@@ -148,23 +146,25 @@ def check_damage_is_monotone(owner: Pass[Any], entry: Entry) -> None:
 
 def check_errors_are_typed(owner: Pass[Any], entry: Entry) -> None:
     """On a valid model nothing raises; on a node that is gone, only errors of ours do."""
-    facts = entry.facts().restricted(owner.needs)
     try:
-        for found in _found(owner, facts):
-            if isinstance(found, Site):
-                _weigh(owner, found, facts)
-        for offers in proposals(owner, entry).sites:
-            for candidate in representatives(offers):
-                editor = Editor(facts.model)
-                owner.rewrite(candidate, editor)
-                try:
-                    owner.rewrite(candidate, editor)
-                except OnnxCompressError:
-                    continue
+        options = proposals(owner, entry)
     except OnnxCompressError as error:
-        raise AssertionError(f"a valid model is met with an error: {error}") from error
-    except Exception as error:
-        raise AssertionError(f"an error not of our tree escaped: {error!r}") from error
+        raise AssertionError(f"looking at a valid model it failed: {error}") from error
+    for offers in options.sites:
+        for candidate in representatives(offers):
+            editor = Editor(entry.canonical())
+            try:
+                owner.rewrite(candidate, editor)
+            except Exception as error:
+                raise AssertionError(f"{words(candidate)}: raised {error!r}") from error
+            try:
+                owner.rewrite(candidate, editor)
+            except OnnxCompressError:
+                continue
+            except Exception as error:
+                raise AssertionError(
+                    f"{words(candidate)}: where the node is gone, raised {error!r}"
+                ) from error
 
 
 def check_nonfinite_weights_are_refused(owner: Pass[Any], entry: Entry) -> None:
@@ -183,13 +183,6 @@ def check_nonfinite_weights_are_refused(owner: Pass[Any], entry: Entry) -> None:
 
 def _found(owner: Pass[Any], facts: Facts) -> list[Site | Refusal]:
     return list(owner.sites(facts))
-
-
-def _weigh(owner: Pass[Any], site: Site, facts: Facts) -> None:
-    try:
-        owner.candidates(site, facts)
-    except NoCandidate as finding:
-        demand(str(finding).strip(), f"node '{site.node}' has no candidate, and no reason for it")
 
 
 def _class_state(owner: Pass[Any]) -> dict[str, Any]:

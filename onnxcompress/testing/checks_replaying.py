@@ -1,4 +1,4 @@
-"""What a plan relies on: candidates survive a file, other processes agree, failures leave no trace."""
+"""What a plan relies on: replay from a file, agreement between processes, no trace of failures."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from onnxcompress.verify.interface import interface_differences
 
 _SLACK = 1.15
 """Measured over promised damage: what a finite sample of noise and its borders may account for."""
-_VALUES, _MOST_RUNS = 100_000, 48
+_VALUES, _MOST_RUNS = 100_000, 400
 
 
 def check_result_is_valid(owner: Pass[Any], entry: Entry) -> None:

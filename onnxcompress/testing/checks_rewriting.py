@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx
 from onnxcompress.graph.editor import PROVENANCE_KEY
 from onnxcompress.graph.memo import Memo
 from onnxcompress.graph.view import GraphView, subgraphs
+from onnxcompress.load.canonical import canonicalise
 from onnxcompress.plan.contract import Candidate, Pass
 from onnxcompress.plan.options import Options, collect
 from onnxcompress.rewrite.manager import rewrite
@@ -38,14 +40,15 @@ def check_deterministic(owner: Pass[Any], entry: Entry) -> None:
     The second time the job's memo holds the results for the other candidates of the site.
     """
     model = entry.canonical()
-    first, second = (collect(entry.facts(), [owner]) for _ in range(2))
-    demand(first == second, "asked twice, the pass offers two different things")
-    for offers in first.sites:
+    options = proposals(owner, entry)
+    again = collect(entry.facts(), [owner])
+    demand(options == again, "asked twice, the pass offers two different things")
+    for offers in options.sites:
         memo, passes = Memo(), {owner.name: owner}
         alone = [rewritten(owner, model, [c]) for c in representatives(offers)]
         for candidate, once in zip(representatives(offers), alone, strict=True):
-            again = rewrite(model, [candidate], passes, strict=True, memo=memo).model
-            demand(octets(once) == octets(again), f"{words(candidate)}: twice, two models")
+            second = rewrite(model, [candidate], passes, strict=True, memo=memo).model
+            demand(octets(once) == octets(second), f"{words(candidate)}: twice, two models")
 
 
 def check_rewrite_is_local(owner: Pass[Any], entry: Entry) -> None:
@@ -72,7 +75,7 @@ def check_names_are_fresh(owner: Pass[Any], entry: Entry) -> None:
             nodes = [n.name for n in result.graph.node]
             nodes = [name for name in nodes if name not in GraphView(model).nodes]
             tensors = [name for name in _tensors(result) if name not in _tensors(model)]
-            shift = _add_decoys(model, nodes, tensors)
+            model, shift = _with_decoys(model, nodes, tensors)
             feeds = entry.feeds()
             extended = rewritten(owner, model, [candidate])
             expected = [y + np.asarray(shift, y.dtype) for y in run(entry, result, feeds)]
@@ -101,7 +104,7 @@ def check_reaches_a_fixpoint(owner: Pass[Any], entry: Entry) -> None:
 def check_commutes(owner: Pass[Any], entry: Entry) -> None:
     """Two candidates that touch different nodes give the same network in either order."""
     tight = [offers[-1] for offers in proposals(owner, entry).sites]
-    for one, other in zip(tight, tight[1:], strict=False):
+    for one, other in pairwise(tight):
         if set(one.touches) & set(other.touches):
             continue
         model = entry.canonical()
@@ -145,8 +148,10 @@ def _tensors(model: onnx.ModelProto) -> list[str]:
     return names + [name for node in model.graph.node for name in node.output if name]
 
 
-def _add_decoys(model: onnx.ModelProto, nodes: list[str], tensors: list[str]) -> float:
-    """Behind a lone layer add scalars, one Add each, with the given names; return their sum."""
+def _with_decoys(
+    model: onnx.ModelProto, nodes: list[str], tensors: list[str]
+) -> tuple[onnx.ModelProto, float]:
+    """Behind a lone layer add scalars, one Add each, with the given names; also their sum."""
     output = model.graph.output[0]
     kind = output.type.tensor_type.elem_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
@@ -163,7 +168,7 @@ def _add_decoys(model: onnx.ModelProto, nodes: list[str], tensors: list[str]) ->
         current = output.name if at == len(names) - 1 else f"{output.name} after decoy {at}"
         model.graph.node.append(onnx.helper.make_node("Add", [previous, constant], [current], node))
         previous, total = current, total + value
-    return total
+    return canonicalise(model, fold_constants=False).model, total
 
 
 def _own_sites(

@@ -19,7 +19,7 @@ from onnxcompress.testing.zoo import Entry, zoo
 class Scope(enum.Enum):
     """What one run of a check looks at."""
 
-    PASS = "the pass itself, or the whole zoo at once"
+    ONCE = "the pass itself, or the whole zoo at once"
     EVERY = "every model of the zoo"
     LONE = "networks of a single layer"
     DYNAMIC = "networks with a symbolic batch dimension"
@@ -30,7 +30,7 @@ class Check:
     """One invariant of the pass contract.
 
     Attributes:
-        function: called with the pass, and with a model of the zoo unless the scope is PASS;
+        function: called with the pass, and with a model of the zoo unless the scope is ONCE;
             raises AssertionError where the invariant does not hold.
         scope: which models it is for.
     """
@@ -51,7 +51,7 @@ class Check:
     def entries(self) -> tuple[Entry | None, ...]:
         """The models of the zoo that the check is for; None stands for no model in particular."""
         match self.scope:
-            case Scope.PASS:
+            case Scope.ONCE:
                 return (None,)
             case Scope.LONE:
                 return tuple(entry for entry in zoo() if entry.lone)
@@ -95,12 +95,12 @@ class Case:
 def all_checks() -> tuple[Check, ...]:
     """Every check there is."""
     return (
-        Check(declaration.check_declared, Scope.PASS),
-        Check(declaration.check_default_constructible_and_picklable, Scope.PASS),
-        Check(declaration.check_settings_are_guarded, Scope.PASS),
-        Check(proposing.check_nothing_is_passed_over, Scope.PASS),
-        Check(proposing.check_applies_somewhere, Scope.PASS),
-        Check(replaying.check_hash_seed, Scope.PASS),
+        Check(declaration.check_declared, Scope.ONCE),
+        Check(declaration.check_default_constructible_and_picklable, Scope.ONCE),
+        Check(declaration.check_settings_are_guarded, Scope.ONCE),
+        Check(proposing.check_nothing_is_passed_over, Scope.ONCE),
+        Check(proposing.check_applies_somewhere, Scope.ONCE),
+        Check(replaying.check_hash_seed, Scope.ONCE),
         Check(proposing.check_needs_are_complete),
         Check(proposing.check_proposing_does_not_mutate),
         Check(proposing.check_refusals_say_why),

@@ -7,9 +7,10 @@ shows in the numbers. Everything is built in memory from fixed seeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
+from typing import Any
 
 import onnx
 
@@ -86,170 +87,98 @@ def zoo() -> tuple[Entry, ...]:
 
 def _lone(
     name: str,
-    build: Callable[[], onnx.ModelProto],
-    x: tuple[int, ...],
+    make: Callable[..., onnx.ModelProto],
+    seed: int,
+    x: Sequence[int | str],
+    w: Sequence[int],
     *,
+    size: tuple[int, ...] | None = None,
     in_onnxruntime: bool = True,
+    **options: Any,
 ) -> Entry:
-    return Entry(name, build, {"x": x}, lone=True, in_onnxruntime=in_onnxruntime)
+    """A single layer made by `make`; `size` is that of an input with symbolic dimensions."""
+    build = partial(make, seed, x, w, **options)
+    sizes = {"x": size or tuple(int(extent) for extent in x)}
+    return Entry(name, build, sizes, lone=True, in_onnxruntime=in_onnxruntime)
 
 
 def _convolutions() -> tuple[Entry, ...]:
-    pads, strided = [1, 1, 1, 1], {"strides": [2, 3], "dilations": [3, 2]}
-    same = {"strides": [2, 1], "kernel_shape": [2, 4]}
+    image, ones, square = (2, 24, 5, 7), [1, 1, 1, 1], ((16,) * 4, (16, 16, 3, 3))
+    same: dict[str, Any] = {"strides": [2, 1], "kernel_shape": [2, 4], "size": (2, 24, 9, 7)}
+    crooked: dict[str, Any] = {"pads": [0, 5, 2, 1], "strides": [2, 3], "dilations": [3, 2]}
+    twin: dict[str, Any] = {"pads": [0, 2, 2, 1], "strides": [2, 2], "dilations": [2, 2]}
     return (
-        _lone("plain", lambda: conv(101, (2, 24, 10, 13), (40, 24, 3, 5)), (2, 24, 10, 13)),
-        _lone("confusable", lambda: _square(103, pads=pads), (16, 16, 16, 16)),
+        _lone("plain", conv, 101, (2, 24, 10, 13), (40, 24, 3, 5)),
+        _lone("confusable", conv, 103, *square, pads=ones),
         # Batch, channels, sizes and kernel all 3: too small to offer anything but the lossless.
-        _lone("cube", lambda: conv(105, (3,) * 4, (3,) * 4, rank=2, pads=pads), (3,) * 4),
-        _lone(
-            "no_bias",
-            lambda: conv(107, (2, 24, 5, 7), (40, 24, 3, 2), biased=False),
-            (2, 24, 5, 7),
-        ),
-        _lone(
-            "strided",
-            lambda: conv(109, (2, 24, 15, 17), (32, 24, 3, 4), pads=[0, 5, 2, 1], **strided),
-            (2, 24, 15, 17),
-        ),
-        _lone(
-            "strided_confusable",
-            lambda: _square(111, pads=[0, 2, 2, 1], strides=[2, 2], dilations=[2, 2]),
-            (16, 16, 16, 16),
-        ),
+        _lone("cube", conv, 105, (3,) * 4, (3,) * 4, rank=2, pads=ones),
+        _lone("no_bias", conv, 107, image, (40, 24, 3, 2), biased=False),
+        _lone("strided", conv, 109, (2, 24, 15, 17), (32, 24, 3, 4), **crooked),
+        _lone("strided_confusable", conv, 111, *square, **twin),
         *(
-            _lone(
-                f"{mode.lower()}{suffix}",
-                lambda m=mode, x=size: conv(113, x, (40, 24, 2, 4), auto_pad=m, **same),
-                (2, 24, 9, 7),
-            )
+            _lone(f"{mode.lower()}{suffix}", conv, 113, x, (40, 24, 2, 4), auto_pad=mode, **same)
             for mode in ("SAME_UPPER", "SAME_LOWER")
-            for suffix, size in (("", (2, 24, 9, 7)), ("_dynamic", ("N", 24, "H", "W")))
+            for suffix, x in (("", (2, 24, 9, 7)), ("_dynamic", ("N", 24, "H", "W")))
         ),
-        _lone(
-            "grouped",
-            lambda: conv(115, (3, 48, 6, 7), (32, 24, 3, 4), group=2, pads=[1, 0, 0, 2]),
-            (3, 48, 6, 7),
-        ),
-        _lone(
-            "grouped_confusable",
-            lambda: conv(117, (2, 32, 16, 16), (32, 16, 3, 3), group=2, pads=pads),
-            (2, 32, 16, 16),
-        ),
-        _lone(
-            "depthwise",
-            lambda: conv(119, (2, 24, 5, 7), (24, 1, 3, 2), rank=1, group=24),
-            (2, 24, 5, 7),
-        ),
-        _lone(
-            "depthwise_multiplier",
-            lambda: conv(121, (2, 16, 5, 7), (48, 1, 3, 3), rank=1, group=16),
-            (2, 16, 5, 7),
-        ),
+        _lone("grouped", conv, 115, (3, 48, 6, 7), (32, 24, 3, 4), group=2, pads=[1, 0, 0, 2]),
+        _lone("grouped_confusable", conv, 117, (2, 32, 16, 16), (32, 16, 3, 3), group=2, pads=ones),
+        _lone("depthwise", conv, 119, image, (24, 1, 3, 2), rank=1, group=24),
+        _lone("depthwise_multiplier", conv, 121, (2, 16, 5, 7), (48, 1, 3, 3), rank=1, group=16),
+        _lone("one_in", conv, 123, (2, 1, 9, 8), (24, 1, 3, 5), rank=1),
+        _lone("one_out", conv, 125, (3, 24, 5, 6), (1, 24, 3, 2), rank=1),
         _lone(
             "pointwise",
-            lambda: conv(123, (2, 32, 9, 11), (40, 32, 1, 1), strides=[2, 3], pads=[1, 0, 2, 1]),
+            conv,
+            127,
             (2, 32, 9, 11),
+            (40, 32, 1, 1),
+            strides=[2, 3],
+            pads=[1, 0, 2, 1],
         ),
-        _lone(
-            "pointwise_confusable",
-            lambda: conv(125, (24,) * 4, (24, 24, 1, 1), biased=False),
-            (24,) * 4,
-        ),
-        _lone(
-            "pointwise_grouped",
-            lambda: conv(127, (3, 48, 5, 6), (64, 24, 1, 1), group=2),
-            (3, 48, 5, 6),
-        ),
-        _lone(
-            "conv1d",
-            lambda: conv(129, (2, 24, 19), (40, 24, 5), pads=[3, 1], strides=[2]),
-            (2, 24, 19),
-        ),
-        _lone(
-            "conv1d_confusable",
-            lambda: conv(131, (16,) * 3, (16, 16, 3), pads=[1, 1]),
-            (16,) * 3,
-        ),
-        _lone(
-            "conv3d",
-            lambda: conv(133, (2, 16, 4, 7, 6), (24, 16, 2, 1, 3), pads=[0, 1, 2, 1, 0, 0]),
-            (2, 16, 4, 7, 6),
-        ),
-        _lone(
-            "conv3d_confusable",
-            lambda: conv(135, (3, 16, 3, 3, 3), (16, 16, 3, 3, 3), pads=[1] * 6),
-            (3, 16, 3, 3, 3),
-        ),
-        _lone("one_in", lambda: conv(145, (2, 1, 9, 8), (24, 1, 3, 5), rank=1), (2, 1, 9, 8)),
-        _lone("one_out", lambda: conv(147, (3, 24, 5, 6), (1, 24, 3, 2), rank=1), (3, 24, 5, 6)),
-        _lone(
-            "fp16",
-            lambda: conv(137, (2, 24, 5, 7), (40, 24, 3, 2), dtype=_TYPES.FLOAT16),
-            (2, 24, 5, 7),
-        ),
+        _lone("pointwise_confusable", conv, 129, (24,) * 4, (24, 24, 1, 1), biased=False),
+        _lone("pointwise_grouped", conv, 131, (3, 48, 5, 6), (64, 24, 1, 1), group=2),
+        _lone("conv1d", conv, 133, (2, 24, 19), (40, 24, 5), pads=[3, 1], strides=[2]),
+        _lone("conv1d_confusable", conv, 135, (16,) * 3, (16, 16, 3), pads=[1, 1]),
+        _lone("conv3d", conv, 137, (2, 16, 4, 7, 6), (24, 16, 2, 1, 3), pads=[0, 1, 2, 1, 0, 0]),
+        _lone("conv3d_confusable", conv, 139, (3, 16, 3, 3, 3), (16, 16, 3, 3, 3), pads=[1] * 6),
+        _lone("fp16", conv, 141, image, (40, 24, 3, 2), dtype=_TYPES.FLOAT16),
         _lone(
             "fp64",
-            lambda: conv(139, (2, 16, 4, 5), (24, 16, 3, 2), dtype=_TYPES.DOUBLE),
+            conv,
+            143,
             (2, 16, 4, 5),
+            (24, 16, 3, 2),
+            dtype=_TYPES.DOUBLE,
             in_onnxruntime=False,
         ),
+        _lone("rank_deficient", conv, 145, image, (40, 24, 3, 2), rank=8, noise=0.0),
         _lone(
-            "rank_deficient",
-            lambda: conv(141, (2, 24, 5, 7), (40, 24, 3, 2), rank=8, noise=0.0),
-            (2, 24, 5, 7),
-        ),
-        _lone(
-            "rank_deficient_pointwise",
-            lambda: conv(143, (2, 32, 5, 7), (40, 32, 1, 1), rank=8, noise=0.0),
-            (2, 32, 5, 7),
+            "rank_deficient_pointwise", conv, 147, (2, 32, 5, 7), (40, 32, 1, 1), rank=8, noise=0.0
         ),
     )
 
 
-def _square(seed: int, **attributes: object) -> onnx.ModelProto:
-    return conv(seed, (16,) * 4, (16, 16, 3, 3), **attributes)
-
-
 def _denses() -> tuple[Entry, ...]:
+    x, w, b = (6, 32), (32, 40), (40,)
+    scaled: dict[str, Any] = {"bias_shape": (6, 1), "alpha": 0.5, "beta": 2.5}
+    transposed: dict[str, Any] = {"bias_shape": b, "alpha": 1.5, "beta": 0.25, "transB": 1}
     return (
-        _lone("gemm", lambda: gemm(201, (6, 32), (32, 40), bias_shape=(40,)), (6, 32)),
-        _lone(
-            "gemm_scaled",
-            lambda: gemm(203, (6, 32), (32, 40), bias_shape=(6, 1), alpha=0.5, beta=2.5),
-            (6, 32),
-        ),
-        _lone(
-            "gemm_transposed",
-            lambda: gemm(205, (6, 32), (40, 32), bias_shape=(40,), transB=1, alpha=1.5, beta=0.25),
-            (6, 32),
-        ),
+        _lone("gemm", gemm, 201, x, w, bias_shape=b),
+        _lone("gemm_scaled", gemm, 203, x, w, **scaled),
+        _lone("gemm_transposed", gemm, 205, x, (40, 32), **transposed),
         *(
-            _lone(
-                f"gemm_confusable{suffix}",
-                lambda t=flag: gemm(207, (24, 24), (24, 24), bias_shape=(24,), transB=t),
-                (24, 24),
-            )
-            for suffix, flag in (("", 0), ("_transposed", 1))
+            _lone(name, gemm, 207, (24, 24), (24, 24), bias_shape=(24,), transB=flag)
+            for name, flag in (("gemm_confusable", 0), ("gemm_confusable_transposed", 1))
         ),
-        _lone("gemm_left_transposed", lambda: gemm(209, (32, 6), (32, 40), transA=1), (32, 6)),
-        _lone("matmul", lambda: matmul(211, (2, 7, 32), (32, 40)), (2, 7, 32)),
-        _lone("matmul_confusable", lambda: matmul(213, (24,) * 3, (24, 24)), (24,) * 3),
-        _lone("matmul_vector", lambda: matmul(215, (32,), (32, 40)), (32,)),
-        _lone("matmul_left", lambda: matmul(217, (2, 40, 7), (32, 40), left=True), (2, 40, 7)),
-        _lone("fp16_dense", lambda: gemm(219, (6, 32), (32, 40), dtype=_TYPES.FLOAT16), (6, 32)),
-        _lone("fp64_dense", lambda: gemm(221, (6, 32), (32, 40), dtype=_TYPES.DOUBLE), (6, 32)),
-        _lone(
-            "bf16_dense",
-            lambda: matmul(223, (6, 32), (32, 40), dtype=_TYPES.BFLOAT16),
-            (6, 32),
-            in_onnxruntime=False,
-        ),
-        _lone(
-            "rank_deficient_dense",
-            lambda: gemm(225, (6, 32), (40, 32), rank=8, noise=0.0, transB=1),
-            (6, 32),
-        ),
+        _lone("gemm_left_transposed", gemm, 209, (32, 6), w, transA=1),
+        _lone("matmul", matmul, 211, (2, 7, 32), w),
+        _lone("matmul_confusable", matmul, 213, (24,) * 3, (24, 24)),
+        _lone("matmul_vector", matmul, 215, (32,), w),
+        _lone("matmul_left", matmul, 217, (2, 40, 7), w, left=True),
+        _lone("fp16_dense", gemm, 219, x, w, dtype=_TYPES.FLOAT16),
+        _lone("fp64_dense", gemm, 221, x, w, dtype=_TYPES.DOUBLE),
+        _lone("bf16_dense", matmul, 223, x, w, dtype=_TYPES.BFLOAT16, in_onnxruntime=False),
+        _lone("rank_deficient_dense", gemm, 225, x, (40, 32), rank=8, noise=0.0, transB=1),
     )
 
 

@@ -43,19 +43,18 @@ def weight(
     blocks = []
     for _ in range(group):
         core = random.standard_normal((rank, rank, *kernel))
-        left = random.standard_normal((rows // group, rank))
-        right = random.standard_normal((rank, columns))
-        blocks.append(np.einsum("ta,ab...,bs->ts...", left, core, right) / rank)
+        left = np.linalg.qr(random.standard_normal((rows // group, rank)))[0]
+        right = np.linalg.qr(random.standard_normal((columns, rank)))[0]
+        blocks.append(np.einsum("ta,ab...,sb->ts...", left, core, right))
     strong = np.concatenate(blocks)
-    values = strong + noise * random.standard_normal(strong.shape)
-    values /= np.sqrt(columns * np.prod(kernel, dtype=int) * (1.0 + noise**2))
-    return values.astype(onnx.helper.tensor_dtype_to_np_dtype(dtype))
+    values = strong + noise * strong.std() * random.standard_normal(strong.shape)
+    values *= np.sqrt(rows) / np.linalg.norm(values)
+    return _typed(values, dtype)
 
 
 def bias(seed: int, *shape: int, dtype: int = FLOAT) -> Weights:
     """A standard normal bias."""
-    values = np.random.default_rng(seed).standard_normal(shape)
-    return values.astype(onnx.helper.tensor_dtype_to_np_dtype(dtype))
+    return _typed(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 def assemble(
@@ -189,3 +188,7 @@ def matmul(
     operands = ["w", "x"] if left else ["x", "w"]
     node = onnx.helper.make_node("MatMul", operands, ["y"], name="matmul")
     return assemble([node], {"x": x}, ["y"], constants, dtype=dtype)
+
+
+def _typed(values: Weights, dtype: int) -> Weights:
+    return np.asarray(values, dtype=onnx.helper.tensor_dtype_to_np_dtype(dtype))

@@ -21,7 +21,7 @@ _node = onnx.helper.make_node
 
 
 def _trunk(x: Size, *, opset: int = OPSET, ir_version: int = IR_VERSION) -> onnx.ModelProto:
-    """k x k, relu, strided 1x1, relu, mean, dense: what most classifiers are made of."""
+    """What most classifiers are made of: k x k and strided 1x1 convolutions, mean, dense."""
     nodes = [
         _node("Conv", ["x", "w1", "b1"], ["c1"], "first", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
         _node("Relu", ["c1"], ["r1"], "relu1"),

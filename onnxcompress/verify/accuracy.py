@@ -10,8 +10,9 @@ import onnx
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.runtime import Array, Execution, open_session
 from onnxcompress.verify.compare import compare
+from onnxcompress.verify.comparison import Drop, MetricResult
 from onnxcompress.verify.fidelity import FidelityAccumulator, OutputFidelity
-from onnxcompress.verify.metrics import Drop, Metric, MetricResult
+from onnxcompress.verify.metrics import Metric
 
 
 @dataclass(frozen=True)

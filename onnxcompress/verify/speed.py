@@ -8,7 +8,8 @@ from typing import Any
 
 from onnxcompress.latency.interleave import Budget, Loadable, Timing, interleaved
 from onnxcompress.runtime import Array, Execution
-from onnxcompress.verify.intervals import Estimate, bootstrap_ratio, bootstrap_statistic
+from onnxcompress.verify.bootstrap import bootstrap_ratio, bootstrap_statistic
+from onnxcompress.verify.intervals import Estimate
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from onnxcompress.analyse.sizes import InputSpec
-from onnxcompress.calibrate.dataset import ArraySamples, Dataset
+from onnxcompress.calibrate.array_samples import ArraySamples
+from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.calibrate.preprocess import Preprocess
 from onnxcompress.errors import DataError, UsageError
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from onnxcompress.analyse.sizes import InputSpec
-from onnxcompress.calibrate import dataset as module
-from onnxcompress.calibrate.dataset import ArraySamples, Dataset, image_channels
+from onnxcompress.calibrate import array_samples as module
+from onnxcompress.calibrate.array_samples import ArraySamples, image_channels
+from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.calibrate.preprocess import Preprocess
 from onnxcompress.errors import DataError
 

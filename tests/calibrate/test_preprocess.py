@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from onnxcompress.calibrate.preprocess import Preprocess, parse_preprocess
+from onnxcompress.calibrate.preprocess import Preprocess
+from onnxcompress.calibrate.preprocess_text import parse_preprocess
 from onnxcompress.errors import UsageError
 
 KEYS = ["layout", "color", "resize", "crop", "scale", "mean", "std", "label_offset"]

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from onnxcompress.calibrate import preprocess as module
-from onnxcompress.calibrate.preprocess import Preprocess, parse_preprocess
+from onnxcompress.calibrate.preprocess import Preprocess
+from onnxcompress.calibrate.preprocess_text import parse_preprocess
 from onnxcompress.errors import DataError, UsageError
 
 

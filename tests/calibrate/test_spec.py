@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from onnxcompress.analyse.sizes import InputSpec
+from onnxcompress.calibrate.arrays import dataset_from_arrays
 from onnxcompress.calibrate.dataset import Dataset
-from onnxcompress.calibrate.preprocess import Preprocess, parse_preprocess
-from onnxcompress.calibrate.spec import dataset_from_arrays, load_dataset
+from onnxcompress.calibrate.preprocess import Preprocess
+from onnxcompress.calibrate.preprocess_text import parse_preprocess
+from onnxcompress.calibrate.spec import load_dataset
 from onnxcompress.errors import DataError, OnnxCompressError, UsageError
 
 FLOAT = np.dtype(np.float32)

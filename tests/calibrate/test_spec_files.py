@@ -13,7 +13,8 @@ import pytest
 
 from onnxcompress.analyse.sizes import InputSpec
 from onnxcompress.calibrate.dataset import Dataset
-from onnxcompress.calibrate.preprocess import Preprocess, parse_preprocess
+from onnxcompress.calibrate.preprocess import Preprocess
+from onnxcompress.calibrate.preprocess_text import parse_preprocess
 from onnxcompress.calibrate.spec import load_dataset
 from onnxcompress.errors import DataError, OnnxCompressError, UsageError
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnxcompress.analyse.sizes import InputSpec
-from onnxcompress.calibrate import spec as module
+from onnxcompress.calibrate import function as module
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.calibrate.spec import load_dataset
 from onnxcompress.errors import DataError, OnnxCompressError

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from onnxcompress.analyse.sizes import InputSpec
+from onnxcompress.calibrate.arrays import dataset_from_arrays
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.calibrate.preprocess import Preprocess
-from onnxcompress.calibrate.spec import dataset_from_arrays, load_dataset
+from onnxcompress.calibrate.spec import load_dataset
 from onnxcompress.errors import DataError, OnnxCompressError
 
 FLOAT = np.dtype(np.float32)

@@ -77,7 +77,7 @@ def test_target_out_of_reach(
     cli: Callable[..., Any], model: Path, target: str
 ) -> None:
     out = model.with_name("out.onnx")
-    outcome = cli("compress", model, out, "--target", target)
+    outcome = cli("compress", model, out, "--target", target, "-q")
     outcome.refused(1, "bounds not met", target.partition("=")[0], "best attempt")
     assert not out.exists()
     report = json.loads(model.with_name("out.onnx.report.json").read_text())
@@ -173,7 +173,7 @@ def quantised(model: onnx.ModelProto) -> None:
     [
         (integers, ["no layer"]),
         (layerless, ["no layer"]),
-        (quantised, ["quantised already", "QLinearConv"]),
+        (quantised, ["quantised already"]),
     ],
 )
 @pytest.mark.parametrize("gate", ["on", "off"])

@@ -83,7 +83,8 @@ def test_lifted_values_keep_their_type(kit, dtype, size):
     kit.assert_same(model, result, {"i": np.array([1, 5, 2])})
 
 
-def test_sparse_and_string_constants_stay_nodes(kit):
+@pytest.mark.parametrize("fold", [False, True])
+def test_sparse_and_string_constants_stay_nodes(kit, fold):
     sparse = helper.make_sparse_tensor(
         numpy_helper.from_array(np.array([2, 3], np.float32), "values"),
         numpy_helper.from_array(np.array([1, 4], np.int64), "indices"),
@@ -97,7 +98,7 @@ def test_sparse_and_string_constants_stay_nodes(kit):
     ]
     outputs = [kit.value("y", (2, 3)), kit.value("t", (), TensorProto.STRING)]
     model = kit.model(nodes, [kit.value("x", (2, 3))], outputs)
-    result = canonicalise(model).model
+    result = canonicalise(model, fold_constants=fold).model
     assert [n.name for n in result.graph.node][:2] == ["sparse", "string"]
     assert result.graph.node[0].attribute == model.graph.node[0].attribute
     found = kit.run(result, {"x": np.zeros((2, 3), np.float32)})

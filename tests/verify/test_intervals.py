@@ -8,13 +8,15 @@ import pytest
 from scipy import optimize, special, stats
 
 from onnxcompress.errors import DataError, UsageError
-from onnxcompress.verify.intervals import (
-    Estimate,
-    Interval,
+from onnxcompress.verify.bootstrap import (
     bootstrap_mean_difference,
     bootstrap_ratio,
     bootstrap_snr,
     bootstrap_statistic,
+)
+from onnxcompress.verify.intervals import (
+    Estimate,
+    Interval,
     json_number,
     proportion_interval,
     samples_for_half_width,

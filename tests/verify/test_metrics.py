@@ -7,23 +7,14 @@ import numpy as np
 import pytest
 
 from onnxcompress.errors import DataError, ModelError, UsageError
+from onnxcompress.verify.bootstrap import bootstrap_mean_difference, bootstrap_snr
+from onnxcompress.verify.comparison import Comparison, Drop, Evaluation, Judgement, MetricResult
 from onnxcompress.verify.intervals import (
-    bootstrap_mean_difference,
-    bootstrap_snr,
     proportion_interval,
     samples_for_half_width,
     tango_interval,
 )
-from onnxcompress.verify.metrics import (
-    Comparison,
-    Drop,
-    Evaluation,
-    Judgement,
-    Metric,
-    MetricResult,
-    is_classifier,
-    parse_metric,
-)
+from onnxcompress.verify.metrics import Metric, is_classifier, parse_metric
 
 TOP1, TOP5, AGREEMENT = parse_metric("top1"), parse_metric("top5"), parse_metric("agreement")
 
