@@ -12,6 +12,8 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from tempfile import TemporaryFile
 from typing import Any, ClassVar
 
 import onnx
@@ -85,23 +87,23 @@ def check_hash_seed(owner: Pass[Any]) -> None:
     question = pickle.dumps(
         (source, pickle.dumps(owner), octets(entry.canonical()), dict(entry.sizes))
     )
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", _ASK],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        for seed in _SEEDS
-    ]
-    # Both get their question before either is waited for, so that they work side by side.
-    for process in running:
-        if process.stdin is not None:
-            process.stdin.write(question)
-            process.stdin.close()
-            process.stdin = None
-    answers = [process.communicate() for process in running]
+    with ExitStack() as stack:
+        # Files, not pipes: a process that dies early does not take the question's writer along.
+        files = [stack.enter_context(TemporaryFile()) for _ in _SEEDS]
+        for file in files:
+            file.write(question)
+            file.seek(0)
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", _ASK],
+                stdin=file,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+            for file, seed in zip(files, _SEEDS, strict=True)
+        ]
+        answers = [process.communicate() for process in running]
     for process, (_, trouble) in zip(running, answers, strict=True):
         last = trouble.decode(errors="replace").strip().splitlines()[-1:]
         demand(process.returncode == 0, f"on '{entry.name}' in a process of its own: {last}")
@@ -123,15 +125,20 @@ def answer() -> None:
 
 
 def _make_importable(module: str, path: str) -> None:
-    """Import a module by its name, or from its file: passes of a test have no importable name."""
+    """Import a module by its name, or from its file: a test or a script has no importable name."""
+    script = module == "__main__"
     try:
-        importlib.import_module(module)
+        if not script:
+            importlib.import_module(module)
+            return
     except ImportError:
-        spec = importlib.util.spec_from_file_location(module, path)
-        if spec is None or spec.loader is None:
-            raise PassError(f"module '{module}' at '{path}' cannot be imported") from None
-        sys.modules[module] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[module])
+        pass
+    # Under another name than __main__ a script defines its classes and does nothing else.
+    spec = importlib.util.spec_from_file_location("__mp_main__" if script else module, path)
+    if spec is None or spec.loader is None:
+        raise PassError(f"module '{module}' at '{path}' cannot be imported")
+    sys.modules[module] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[module])
 
 
 class _Saboteur(Pass[Any]):

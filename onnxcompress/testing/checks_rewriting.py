@@ -75,15 +75,17 @@ def check_names_are_fresh(owner: Pass[Any], entry: Entry) -> None:
             nodes = [n.name for n in result.graph.node]
             nodes = [name for name in nodes if name not in GraphView(model).nodes]
             tensors = [name for name in _tensors(result) if name not in _tensors(model)]
-            model, shift = _with_decoys(model, nodes, tensors)
-            feeds = entry.feeds()
-            extended = rewritten(owner, model, [candidate])
-            expected = [y + np.asarray(shift, y.dtype) for y in run(entry, result, feeds)]
-            error = relative_error(expected, run(entry, extended, feeds))
+            extended, shift = _with_decoys(model, nodes, tensors)
+            what = f"{words(candidate)}: among the names {[*nodes, *tensors]} some clash"
+            have = len(_tensors(edited(owner, extended, candidate)))
             demand(
-                error <= tolerance(extended),
-                f"{words(candidate)}: names {[*nodes, *tensors]} clash, output off by {error:.2g}",
+                have == len(_tensors(extended)) + len(_tensors(result)) - len(_tensors(model)), what
             )
+            feeds = entry.feeds()
+            expected = [y + np.asarray(shift, y.dtype) for y in run(entry, result, feeds)]
+            both = rewritten(owner, extended, [candidate])
+            error = relative_error(expected, run(entry, both, feeds))
+            demand(error <= tolerance(both), f"{what}: output off by {error:.2g}")
 
 
 def check_reaches_a_fixpoint(owner: Pass[Any], entry: Entry) -> None:
@@ -93,7 +95,8 @@ def check_reaches_a_fixpoint(owner: Pass[Any], entry: Entry) -> None:
     options = proposals(owner, entry)
     for _ in range(_ROUNDS):
         for choice in combinations(options)[-1:]:
-            model = rewritten(owner, model, choice)
+            # As a user would: the output is loaded like any other model.
+            model = canonicalise(rewritten(owner, model, choice)).model
         options = collect(entry.facts(model), [owner])
         own = _own_sites(options, owner, model, original)
         if not own:
@@ -152,11 +155,14 @@ def _with_decoys(
     model: onnx.ModelProto, nodes: list[str], tensors: list[str]
 ) -> tuple[onnx.ModelProto, float]:
     """Behind a lone layer add scalars, one Add each, with the given names; also their sum."""
-    output = model.graph.output[0]
+    extended = onnx.ModelProto()
+    extended.CopyFrom(model)
+    graph = extended.graph
+    output = graph.output[0]
     kind = output.type.tensor_type.elem_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
     previous, total = f"{output.name} before decoys", 0.0
-    model.graph.node[-1].output[0] = previous
+    graph.node[-1].output[0] = previous
     spare = [f"decoy {at}" for at in range(len(tensors))]
     names = (nodes + spare)[: max(len(nodes), len(tensors))]
     constants = tensors + spare[: max(0, len(names) - len(tensors))]
@@ -164,11 +170,11 @@ def _with_decoys(
         # Distinct powers of two: no two of them can stand in for each other, all are exact.
         value = 2.0 ** (-at % 5)
         values = np.full((), value, dtype)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(values, constant))
+        graph.initializer.append(onnx.numpy_helper.from_array(values, constant))
         current = output.name if at == len(names) - 1 else f"{output.name} after decoy {at}"
-        model.graph.node.append(onnx.helper.make_node("Add", [previous, constant], [current], node))
+        graph.node.append(onnx.helper.make_node("Add", [previous, constant], [current], node))
         previous, total = current, total + value
-    return canonicalise(model, fold_constants=False).model, total
+    return canonicalise(extended, fold_constants=False).model, total
 
 
 def _own_sites(

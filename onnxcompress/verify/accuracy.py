@@ -10,9 +10,9 @@ import onnx
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.runtime import Array, Execution, open_session
 from onnxcompress.verify.compare import compare
-from onnxcompress.verify.comparison import Drop, MetricResult
 from onnxcompress.verify.fidelity import FidelityAccumulator, OutputFidelity
 from onnxcompress.verify.metrics import Metric
+from onnxcompress.verify.results import Drop, MetricResult
 
 
 @dataclass(frozen=True)

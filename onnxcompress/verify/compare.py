@@ -10,8 +10,9 @@ import onnx
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.calibrate.samples import sample_sizes
 from onnxcompress.runtime import Execution, open_session
-from onnxcompress.verify.comparison import Comparison, Evaluation, MetricResult
+from onnxcompress.verify.comparison import Comparison, Evaluation
 from onnxcompress.verify.metrics import Metric
+from onnxcompress.verify.results import MetricResult
 
 _BATCH_ELEMENTS = 2**21
 _MAX_BATCH = 128

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
-from typing import Any
 
 import numpy as np
 
@@ -20,71 +19,18 @@ from onnxcompress.verify.fidelity import (
 from onnxcompress.verify.intervals import (
     FloatArray,
     Interval,
-    json_number,
     proportion_interval,
     samples_for_half_width,
     tango_interval,
 )
 from onnxcompress.verify.metrics import AGREEMENT, Metric, is_classifier
+from onnxcompress.verify.results import Drop, Judgement, MetricResult
 
 _REPORT_LEVEL = 0.95
 
 
 # Points: far below one sample's worth, far above the rounding of a mean of float64 scores.
 _TOLERANCE = 1e-9
-
-
-@dataclass(frozen=True)
-class MetricResult:
-    """A metric's value over ``n`` samples: the mean score, or dB for a signal-to-noise ratio."""
-
-    name: str
-    value: float
-    interval: Interval
-    n: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as the report holds it."""
-        ends = self.interval.bounds()
-        return {"name": self.name, "value": json_number(self.value), "ci95": ends, "n": self.n}
-
-
-@dataclass(frozen=True)
-class Drop:
-    """What was lost, in points: 100·(mean score before - mean score after); positive is a loss.
-
-    The disagreement counts exist only where every score is right or wrong.
-    """
-
-    points: float
-    interval: Interval
-    method: str
-    n: int
-    only_before_right: int | None = None
-    only_after_right: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The drop as the report holds it."""
-        return {
-            "points": json_number(self.points),
-            "ci95": self.interval.bounds(),
-            "method": self.method,
-            "n": self.n,
-            "only_before_right": self.only_before_right,
-            "only_after_right": self.only_after_right,
-        }
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Whether the bound is met, and the one sentence that says why."""
-
-    ok: bool
-    reason: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """The judgement as JSON-serialisable values."""
-        return {"ok": self.ok, "reason": self.reason}
 
 
 class Evaluation:

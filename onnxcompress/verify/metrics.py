@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from onnxcompress.calibrate.function import current_directory_first
 from onnxcompress.errors import DataError, UsageError
 from onnxcompress.verify.fidelity import (
     Array,
@@ -96,7 +97,8 @@ def parse_metric(text: str) -> Metric:
     if not (separator and module_name and function_name):
         raise UsageError(f"unknown metric {text!r}: use top1, top5, agreement or MODULE:FUNCTION")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
+        with current_directory_first():
+            function = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:
         raise UsageError(
             f"metric {text!r} cannot be imported ({_one_line(error)}): check the names and "

@@ -15,10 +15,10 @@ from onnxcompress.latency.interleave import Budget
 from onnxcompress.load.checks import check_structure, check_values
 from onnxcompress.runtime import Execution
 from onnxcompress.verify.accuracy import Accuracy, Bounds
-from onnxcompress.verify.comparison import MetricResult
 from onnxcompress.verify.interface import interface_differences
 from onnxcompress.verify.intervals import Estimate
 from onnxcompress.verify.memory import peak_memory_bytes
+from onnxcompress.verify.results import MetricResult
 from onnxcompress.verify.speed import race
 
 

@@ -21,6 +21,7 @@ from onnxcompress.errors import ModelError, UsageError
 from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.spec import ConvSpec, DenseSpec, conv_spec, dense_spec
+from onnxcompress.numerics.energy import lost_energy_svd
 from onnxcompress.numerics.low_rank import truncated_svd
 from onnxcompress.numerics.ranks import parse_rank_policy
 from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Refusal, Site
@@ -79,7 +80,7 @@ class Svd(Pass[SvdRank]):
         layer = _layer(site.node, facts)
         blocks = _matrices(layer, facts)
         full = min(blocks[0].shape)
-        lost = _lost_energy(blocks)
+        lost = lost_energy_svd(blocks)
         before = facts.cost(site.node)
         touches = (site.node,)
         if self.rank != AUTO:
@@ -214,15 +215,6 @@ def _matrices(layer: ConvSpec | DenseSpec, facts: Facts) -> list[Array]:
     if isinstance(layer, ConvSpec):
         return list(weight.reshape(layer.group, -1, weight.shape[1]))
     return [weight]
-
-
-def _lost_energy(blocks: Sequence[Array]) -> Array:
-    """Relative squared error of truncation at every rank from 0 to full."""
-    energy = sum(np.linalg.svd(block, compute_uv=False) ** 2 for block in blocks)
-    kept = np.concatenate([[0.0], np.cumsum(energy)])
-    lost = np.clip(1.0 - kept / kept[-1], 0.0, 1.0)
-    lost[-1] = 0.0
-    return np.asarray(lost, dtype=np.float64)
 
 
 def _cost(layer: ConvSpec | DenseSpec, facts: Facts, setting: SvdRank) -> Cost:

@@ -24,9 +24,10 @@ from onnxcompress.errors import ModelError, UsageError
 from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.spec import ConvSpec, conv_spec
+from onnxcompress.numerics.energy import lost_energy_tucker2
 from onnxcompress.numerics.ranks import RankPolicy, parse_rank_policy
 from onnxcompress.numerics.tucker import Tucker2 as Factors
-from onnxcompress.numerics.tucker import hosvd, tucker2
+from onnxcompress.numerics.tucker import tucker2
 from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Refusal, Site
 from onnxcompress_passes.eligibility import quantised_layers, reason_to_leave
 from onnxcompress_passes.frontier import Rung, ladder
@@ -88,7 +89,7 @@ class Tucker2(Pass[Tucker2Ranks]):
         """Lossless triple first, then ranks along the front of MACs against lost energy."""
         conv = conv_spec(facts.view.nodes[site.node], facts.view)
         blocks = _blocks(facts.view.array64(conv.weight), conv.group)
-        lost = _lost_energy(blocks)
+        lost = lost_energy_tucker2(blocks)
         if self.rank != AUTO:
             ranks = self._demanded(parse_rank_policy(self.rank), blocks)
             return [self._candidate(site, conv, facts, ranks, lost, recommended=True)]
@@ -254,25 +255,6 @@ def _octets(parts: Sequence[Factors]) -> int:
 
 def _blocks(weight: Array, group: int) -> list[Array]:
     return list(weight.reshape(group, -1, *weight.shape[1:]))
-
-
-def _lost_energy(blocks: Sequence[Array]) -> Array:
-    """Relative squared error of the truncated HOSVD at every pair of ranks, [T+1, S+1].
-
-    The error of keeping ranks (r_out, r_in) is one minus the energy of the leading block of the
-    core, which bounds the error of the higher-order orthogonal iteration from above.
-    """
-    energy = np.zeros((blocks[0].shape[0] + 1, blocks[0].shape[1] + 1))
-    total = 0.0
-    for block in blocks:
-        spectra = hosvd(block)
-        # [T, S, K] -> [K, T, S]: two matrix products per kernel tap.
-        taps = np.moveaxis(block.reshape(*block.shape[:2], -1), 2, 0)
-        core = spectra.factor_out.T @ taps @ spectra.factor_in
-        squares = (core**2).sum(axis=0)
-        energy[1:, 1:] += squares.cumsum(axis=0).cumsum(axis=1)
-        total += float(squares.sum())
-    return np.clip(1.0 - energy / total, 0.0, 1.0)
 
 
 def _full_ranks(lost: Array) -> tuple[int, int]:

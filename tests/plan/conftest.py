@@ -12,6 +12,7 @@ import pytest
 
 from onnxcompress.analyse.facts import Facts, Need, analyse
 from onnxcompress.graph.cost import Cost
+from onnxcompress.graph.infer import with_value_info
 from onnxcompress.plan.contract import Candidate, Pass, Refusal, Site
 
 
@@ -66,7 +67,7 @@ def facts() -> Facts:
     for name, shape in {"w1": (4, 4, 1, 1), "w2": (4, 4, 3, 3), "w3": (4, 4, 1, 1)}.items():
         values = generator.standard_normal(shape).astype(np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
-    return analyse(model, {"x": (1, 4, 5, 5)})
+    return analyse(with_value_info(model), {"x": (1, 4, 5, 5)})
 
 
 @dataclass(frozen=True)

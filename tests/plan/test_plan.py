@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
 from onnxcompress.analyse.facts import Facts
@@ -82,7 +81,7 @@ def test_settings_that_do_not_fit(setting: object) -> None:
         parse_pass("svd").load_setting(setting)  # type: ignore[arg-type]
 
 
-def test_damage_that_is_measured_in_numpy_is_written(plan: Plan, facts: Facts) -> None:
+def test_values_are_plain(plan: Plan) -> None:
     """No NumPy number survives in the values, so any JSON writer copes."""
 
     def check(value: object) -> None:
@@ -95,4 +94,3 @@ def test_damage_that_is_measured_in_numpy_is_written(plan: Plan, facts: Facts) -
                 check(entry)
 
     check(plan.to_dict())
-    assert isinstance(facts.model, onnx.ModelProto)

@@ -8,7 +8,8 @@ import pytest
 
 from onnxcompress.errors import DataError, ModelError, UsageError
 from onnxcompress.verify.bootstrap import bootstrap_mean_difference, bootstrap_snr
-from onnxcompress.verify.comparison import Comparison, Drop, Evaluation, Judgement, MetricResult
+from onnxcompress.verify.comparison import Comparison, Evaluation
+from onnxcompress.verify.results import Drop, Judgement, MetricResult
 from onnxcompress.verify.intervals import (
     proportion_interval,
     samples_for_half_width,
