@@ -215,6 +215,7 @@ class Editor:
         node.name = _unique(node.name or f"{source}_{node.op}", self._node_names)
         self._by_name[node.name] = node
         if self._author:
+            self._keep.alive.append(node)
             self._keep.metadata[id(node)] = {PROVENANCE_KEY: self._author, SOURCE_KEY: source}
 
     def _position(self, node: gs.Node) -> int:

@@ -28,6 +28,8 @@ class Keepsakes:
     frame: onnx.ModelProto
     protos: dict[int, onnx.NodeProto] = field(default_factory=dict)
     metadata: dict[int, dict[str, str]] = field(default_factory=dict)
+    alive: list[gs.Node] = field(default_factory=list)
+    """The nodes that the ids above belong to: a freed node's id would pass to a new one."""
     written: set[int] = field(default_factory=set)
     """Nodes whose attributes the editor changed: their attributes come from graphsurgeon."""
 
@@ -65,6 +67,7 @@ def import_graph(
     keep = Keepsakes(frame)
     for node, proto in zip(graph.nodes, model.graph.node, strict=True):
         keep.protos[id(node)] = proto
+        keep.alive.append(node)
     return graph, keep
 
 

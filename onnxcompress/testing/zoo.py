@@ -194,6 +194,7 @@ def _networks() -> tuple[Entry, ...]:
         Entry("conv_is_output", networks.conv_is_output, {"x": (3, 20, 7, 6)}),
         Entry("residual", networks.residual, {"x": picture}),
         Entry("branches", networks.branches, {"x": (2, 24, 6, 6)}),
+        Entry("many", networks.many, {"x0": (2, 6, 4, 5)}),
         Entry("zero_weight", networks.zero_weight, {"x": (2, 20, 5, 6)}),
         Entry("name_clash", networks.name_clash, {"x": picture}),
         Entry("subgraph", networks.subgraph, {"x": (2, 20, 5, 7), "flag": ()}),

@@ -23,23 +23,19 @@ _node = onnx.helper.make_node
 def _trunk(x: Size, *, opset: int = OPSET, ir_version: int = IR_VERSION) -> onnx.ModelProto:
     """What most classifiers are made of: k x k and strided 1x1 convolutions, mean, dense."""
     nodes = [
-        _node("Conv", ["x", "w1", "b1"], ["c1"], "first", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
-        _node("Relu", ["c1"], ["r1"], "relu1"),
-        _node("Conv", ["r1", "w2", "b2"], ["c2"], "second", kernel_shape=[2, 3]),
-        _node("Relu", ["c2"], ["r2"], "relu2"),
-        _node("Conv", ["r2", "w3"], ["c3"], "point", kernel_shape=[1, 1], strides=[2, 2]),
-        _node("GlobalAveragePool", ["c3"], ["m"], "mean"),
+        _node("Conv", ["x", "w1", "b1"], ["c1"], "first", kernel_shape=[3, 2], pads=[1, 1, 1, 0]),
+        _node("Relu", ["c1"], ["r1"], "relu"),
+        _node("Conv", ["r1", "w2"], ["c2"], "point", kernel_shape=[1, 1], strides=[2, 2]),
+        _node("GlobalAveragePool", ["c2"], ["m"], "mean"),
         _node("Flatten", ["m"], ["f"], "flat"),
-        _node("Gemm", ["f", "w4", "b4"], ["y"], "dense", transB=1),
+        _node("Gemm", ["f", "w3", "b3"], ["y"], "dense", transB=1),
     ]
     constants = {
-        "w1": weight(1, (24, 18, 3, 3), rank=9),
+        "w1": weight(1, (24, 18, 3, 2), rank=9),
         "b1": bias(2, 24),
-        "w2": weight(3, (32, 24, 2, 3), rank=10),
-        "b2": bias(4, 32),
-        "w3": weight(5, (40, 32, 1, 1), rank=9),
-        "w4": weight(6, (28, 40), rank=9),
-        "b4": bias(7, 28),
+        "w2": weight(3, (40, 24, 1, 1), rank=9),
+        "w3": weight(4, (28, 40), rank=9),
+        "b3": bias(5, 28),
     }
     return assemble(nodes, {"x": x}, ["y"], constants, opset=opset, ir_version=ir_version)
 
@@ -132,6 +128,17 @@ def branches() -> onnx.ModelProto:
         "w4": weight(44, (24, 24, 1, 1), rank=9),
     }
     return assemble(nodes, {"x": (2, 24, 6, 6)}, ["y"], constants)
+
+
+def many() -> onnx.ModelProto:
+    """Ten small layers in a row: where the order of things has the most to show."""
+    nodes, constants = [], {}
+    for at in range(10):
+        size = 3 if at % 2 else 1
+        constants[f"w{at}"] = weight(45 + at, (6, 6, size, size), rank=3)
+        pads = [size // 2] * 4
+        nodes.append(_node("Conv", [f"x{at}", f"w{at}"], [f"x{at + 1}"], f"layer{at}", pads=pads))
+    return assemble(nodes, {"x0": (2, 6, 4, 5)}, ["x10"], constants)
 
 
 def zero_weight() -> onnx.ModelProto:

@@ -212,7 +212,7 @@ FAULTS: Mapping[str, tuple[tuple[Tucker2, str], ...]] = {
         (Reaching(), "the input model was changed"),
     ),
     "check_names_are_fresh": ((Presumptuous(), "clash"),),
-    "check_commutes": ((Jealous(), "the order changes the graph"),),
+    "check_commutes": ((Jealous(), "the order changes the (graph|outputs)"),),
     "check_rollback": ((Staining(), "a trace is left"),),
     "check_result_is_valid": (
         (Signing(), "metadata changed"),

@@ -148,10 +148,9 @@ def test_many_sites_are_solved_exactly() -> None:
     assert total(damage, found) == 150 * 1.0 + 50 * 3.0
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_the_solver_says_nothing(capfd: pytest.CaptureFixture[str], seed: int) -> None:
+def test_the_solver_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     """Standard error belongs to the command line, whatever a solver finds worth telling."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(1)
     saving = [sorted(generator.uniform(0.0, 1.0, 8)) for _ in range(20)]
     damage = [[float(v * v * generator.uniform(0.8, 1.2)) for v in site] for site in saving]
     most_saved(damage, saving, 0.3 * sum(max(site) for site in damage))
