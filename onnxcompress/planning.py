@@ -43,8 +43,9 @@ from onnxcompress.verify.compare import compare
 from onnxcompress.verify.metrics import parse_metric
 from onnxcompress.verify.verdict import Verdict
 
-_TRIAL_SAMPLES = 512
-_PROBE_SAMPLES = 64
+_TRIAL = (100, 512, 3e11)
+_PROBE = (8, 64, 3e10)
+"""Fewest and most samples of a trial and of a probe, and the MACs that either may spend."""
 _TIGHTEN = 0.4
 _CAUTION = 0.5
 """Share of the bound that a trial may use: networks lose less on images they were trained on."""
@@ -191,7 +192,11 @@ class Planner:
         data = self._inputs.calibration
         if data is None:
             raise UsageError("a trial needs calibration data")
-        data = data.take(np.arange(min(len(data), _PROBE_SAMPLES if probe else _TRIAL_SAMPLES)))
+        fewest, most, macs = _PROBE if probe else _TRIAL
+        count = int(np.clip(macs / max(1, self._facts.total().macs), fewest, most))
+        # Folders are sorted by class: a random subset, the same in every trial, covers them all.
+        order = np.random.default_rng(self._config.seed).permutation(len(data))
+        data = data.take(np.sort(order[:count]))
         result = rewrite(self._facts.model, chosen, self.passes, strict=True, memo=self.memo)
         comparison = compare(
             self._facts.model,

@@ -92,4 +92,4 @@ def bench_command(
             str(values["runs"]),
             f"{ratio.value:.3f} [{ratio.interval.low:.3f}, {ratio.interval.high:.3f}]",
         )
-    output.print(table)
+    output.print(table, soft_wrap=False)

@@ -17,8 +17,8 @@ from rich.progress import (
 
 from onnxcompress import progress as protocol
 
-errors = Console(stderr=True, highlight=False)
-output = Console(highlight=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+output = Console(highlight=False, soft_wrap=True)
 
 
 class Bars(AbstractContextManager["Bars"]):
@@ -47,7 +47,9 @@ class Bars(AbstractContextManager["Bars"]):
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bars.stop()
+        # Stopping bars that were never started prints an empty line.
+        if errors.is_terminal:
+            self._bars.stop()
 
     def stage(self, name: str) -> None:
         """Show the stage that begins."""

@@ -38,6 +38,4 @@ def passes_command(as_json: bool) -> None:
     for row in rows:
         output.print(Text(f"{row['name']}: {row['summary']} ({row['from']})", style="bold"))
         for option in row["options"]:
-            output.print(
-                Text(f"    {option['name']}={option['default']}  {option['help']}"), soft_wrap=True
-            )
+            output.print(Text(f"    {option['name']}={option['default']}  {option['help']}"))

@@ -55,7 +55,7 @@ def before_after(report: Mapping[str, Any], console: Console) -> None:
     table.add_row("latency p95", *(f"{m['latency_ms']['p95']:.3f} ms" for m in (before, after)), "")
     if after["metric"] is not None:
         table.add_row(*_metric_row(before["metric"], after["metric"], report["drop"]))
-    console.print(table)
+    console.print(table, soft_wrap=False)
     _accuracy(report, console)
     _changed(report, console)
 
@@ -124,4 +124,4 @@ def layers(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
             number(row["params"]),
             Text("\n".join(row["passes"])),
         )
-    console.print(table)
+    console.print(table, soft_wrap=False)

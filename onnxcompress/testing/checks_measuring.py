@@ -137,13 +137,15 @@ def tolerance(model: onnx.ModelProto) -> float:
 
     With eps the unit of the model's least exact floating type, at most six arrays are rounded anew
     (three weights, three activations), eps / 2 each; and three sums of n terms are added up in
-    another order, sqrt(n) eps / 2 each in the mean square. Errors of successive layers add.
+    another order, sqrt(n) eps / 2 each in the mean square. Half types are added up in float32.
+    Errors of successive layers add.
     """
     weights = [t for t in model.graph.initializer if len(t.dims) >= 2]
-    eps = max((_eps(t.data_type) for t in weights), default=_eps(onnx.TensorProto.FLOAT))
+    stored = max((_eps(t.data_type) for t in weights), default=_eps(onnx.TensorProto.FLOAT))
+    summed = min(stored, _eps(onnx.TensorProto.FLOAT))
     terms = max((_terms(t) for t in weights), default=1)
     depth = max(1, sum(node.op_type in _LAYERS for node in model.graph.node))
-    return float(depth * eps * (3.0 + 1.5 * np.sqrt(terms)))
+    return float(depth * (3.0 * stored + 1.5 * np.sqrt(terms) * summed))
 
 
 def _eps(data_type: int) -> float:

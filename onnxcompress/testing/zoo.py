@@ -191,6 +191,7 @@ def _networks() -> tuple[Entry, ...]:
         Entry("dynamic_batch", networks.dynamic_batch, image),
         Entry("dynamic_sizes", networks.dynamic_sizes, image),
         Entry("shared_weight", networks.shared_weight, {"x": (2, 24, 7, 9)}),
+        Entry("omitted_bias", networks.omitted_bias, {"x": (3, 20, 5, 7)}),
         Entry("conv_is_output", networks.conv_is_output, {"x": (3, 20, 7, 6)}),
         Entry("residual", networks.residual, {"x": picture}),
         Entry("branches", networks.branches, {"x": (2, 24, 6, 6)}),

@@ -79,6 +79,23 @@ def shared_weight() -> onnx.ModelProto:
     return assemble(nodes, {"x": (2, 24, 7, 9)}, ["y"], constants)
 
 
+def omitted_bias() -> onnx.ModelProto:
+    """Layers whose bias is left out by an empty name instead of a missing input."""
+    nodes = [
+        _node("Conv", ["x", "w1", ""], ["c1"], "first"),
+        _node("Conv", ["c1", "w2", ""], ["c2"], "point"),
+        _node("GlobalMaxPool", ["c2"], ["m"], "max"),
+        _node("Flatten", ["m"], ["f"], "flat"),
+        _node("Gemm", ["f", "w3", ""], ["y"], "dense"),
+    ]
+    constants = {
+        "w1": weight(17, (24, 20, 2, 3), rank=9),
+        "w2": weight(18, (32, 24, 1, 1), rank=9),
+        "w3": weight(19, (32, 40), rank=9),
+    }
+    return assemble(nodes, {"x": (3, 20, 5, 7)}, ["y"], constants)
+
+
 def conv_is_output() -> onnx.ModelProto:
     """Layers whose outputs are outputs of the network, and are read inside it as well."""
     nodes = [

@@ -29,8 +29,9 @@ def load(name: str) -> ModuleType:
     return module
 
 
-MODULES = declaring, proposing, geometry, rewriting = [
-    load(f"faulty_{name}") for name in ("declaring", "proposing", "geometry", "rewriting")
+MODULES = declaring, proposing, _, geometry, _ = [
+    load(f"faulty_{name}")
+    for name in ("declaring", "proposing", "promising", "geometry", "rewriting")
 ]
 FAULTS = [
     (check, owner, match)

@@ -255,6 +255,27 @@ def test_a_rewrite_that_makes_the_model_invalid(model: onnx.ModelProto, act: Act
         assert [refusal.node for refusal in result.rolled_back] == ["c"]
 
 
+def test_nodes_with_subgraphs_are_no_strays() -> None:
+    """An If elsewhere in the graph comes through unchanged, and nobody is blamed for it."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    row (float[1, 4, 2, 3] x, bool q) => (float[1, 4, 2, 3] y)
+    {
+      [a] t = Conv <kernel_shape = [1, 1]> (x, wa)
+      [choice] y = If (q) <
+        then_branch = yes () => (float[1, 4, 2, 3] k) { [left] k = Relu (t) },
+        else_branch = no () => (float[1, 4, 2, 3] l) { [right] l = Neg (t) }
+      >
+    }
+    """
+    made = onnx.parser.parse_model(text)
+    values = np.ones((4, 4, 1, 1), np.float32)
+    made.graph.initializer.append(onnx.numpy_helper.from_array(values, "wa"))
+    result = carry_out(canonicalise(made).model, {"a": halve})
+    assert result.rolled_back == ()
+    assert names(result.model) == ["a_half", "a_twice", "choice"]
+
+
 def test_an_interrupt_is_no_fault_of_a_pass(model: onnx.ModelProto) -> None:
     def interrupted(_node: str, _edit: Editor) -> None:
         raise KeyboardInterrupt
