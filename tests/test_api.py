@@ -150,12 +150,19 @@ def test_evaluation_data_decides(model: onnx.ModelProto) -> None:
     assert result.report["data"]["calibration"] is None
     assert result.report["data"]["verdict"]["samples"] == 7
     with pytest.raises(oc.BoundError, match="dB") as caught:
-        oc.compress(
-            model, eval_data=arrays(7), min_snr=20.0, passes=["tucker2:rank=1"], gate=False
-        )
+        oc.compress(model, eval_data=arrays(7), min_snr=20.0, passes=["tucker2:rank=1"], gate=False)
     assert caught.value.report is not None
     assert caught.value.report["ok"] is False
     assert caught.value.exit_code == 1
+
+
+def test_the_seed_decides_what_is_held_out(model: onnx.ModelProto) -> None:
+    def held_out(seed: int) -> str:
+        result = oc.compress(model, data=arrays(), min_snr=-100.0, seed=seed, **FORM)
+        return str(result.report["data"]["verdict"]["fingerprint"])
+
+    assert held_out(1) == held_out(1)
+    assert held_out(1) != held_out(2)
 
 
 @pytest.mark.parametrize("shapes", [{"x": (3, 4, 5, 7)}, {"x": [3, 4, 5, 7]}, ["x:3,4,5,7"]])
@@ -217,17 +224,23 @@ def test_what_is_no_source(source: Any) -> None:
         oc.compress(source, **FORM)
 
 
-def test_external_data_that_was_not_loaded(model: onnx.ModelProto, tmp_path: Path) -> None:
-    """The proto alone does not hold its weights, and its folder is not known."""
+@pytest.mark.parametrize("place", ["elsewhere", "beside"])
+def test_external_data_that_was_not_loaded(
+    model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """The proto alone does not hold its weights, and whatever lies in this folder is not them."""
+    folder = tmp_path / "home"
+    folder.mkdir()
     onnx.save_model(
-        model, tmp_path / "in.onnx", save_as_external_data=True, location="w", size_threshold=0
+        model, folder / "in.onnx", save_as_external_data=True, location="w", size_threshold=0
     )
-    light = onnx.load(tmp_path / "in.onnx", load_external_data=False)
+    light = onnx.load(folder / "in.onnx", load_external_data=False)
     before = light.SerializeToString()
-    with pytest.raises(oc.ModelError, match="external"):
+    monkeypatch.chdir(folder if place == "beside" else tmp_path)
+    with pytest.raises(oc.ModelError):
         oc.compress(light, **FORM)
     assert light.SerializeToString() == before
-    assert oc.compress(tmp_path / "in.onnx", **FORM).verdict.ok
+    assert oc.compress(folder / "in.onnx", **FORM).verdict.ok
 
 
 def test_names() -> None:

@@ -89,9 +89,7 @@ def test_functions_that_fail(
     refuse(4, "compress", model, out, "--data", f"{name}:batches", words=[f"{name}:batches"])
 
 
-def test_metric_that_needs_labels(
-    refuse: Callable[..., Any], model: Path, samples: Path
-) -> None:
+def test_metric_that_needs_labels(refuse: Callable[..., Any], model: Path, samples: Path) -> None:
     options = ["--gate", "off", "--metric", "top1", "--data", samples]
     words = ["top1", "labels", "--metric agreement"]
     refuse(4, "compress", model, model.with_name("out.onnx"), *options, words=words)
@@ -121,9 +119,7 @@ def test_metric_function_that_fails(
 
 
 @pytest.mark.parametrize("text", ["scale=0/0", "colour=rgb", "mean", "nowhere.yaml"])
-def test_preprocessing(
-    refuse: Callable[..., Any], model: Path, samples: Path, text: str
-) -> None:
+def test_preprocessing(refuse: Callable[..., Any], model: Path, samples: Path, text: str) -> None:
     options = ["--data", samples, "--preprocess", text]
     refuse(2, "compress", model, model.with_name("out.onnx"), *options)
 

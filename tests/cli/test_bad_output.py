@@ -137,7 +137,9 @@ def test_run_folder_need_not_exist(cli: Callable[..., Any], model: Path) -> None
 
 def test_run_folder_is_a_file(refuse: Callable[..., Any], model: Path) -> None:
     model.with_name("run").write_bytes(b"precious")
-    refuse(6, "compress", model, model.with_name("out.onnx"), "--run", model.with_name("run"), *FORM)
+    refuse(
+        6, "compress", model, model.with_name("out.onnx"), "--run", model.with_name("run"), *FORM
+    )
 
 
 @pytest.mark.parametrize("existing", [False, True], ids=["new", "old"])

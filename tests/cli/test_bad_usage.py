@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,25 @@ def test_in_is_out_by_another_name(refuse: Callable[..., Any], model: Path, kind
         model.with_name("sub").mkdir()
         other = model.parent / "sub" / ".." / model.name
     refuse(2, "compress", model, other, "--force", words=["same file"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stream"), [(["-", "out.onnx"], "stdin"), (["in.onnx", "-"], "stdout")]
+)
+def test_pipes_that_are_terminals(
+    refuse: Callable[..., Any],
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    stream: str,
+) -> None:
+    """Nobody types a model, and nobody wants to read one."""
+    monkeypatch.chdir(model.parent)
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, stream, terminal)
+    refuse(2, "compress", *arguments, words=["'-'"])
+    assert terminal.getvalue() == ""
 
 
 def test_bench_for_no_definite_time(

@@ -73,9 +73,7 @@ def test_no_drop_and_a_tenth_of_the_macs(
 
 
 @pytest.mark.parametrize("target", ["macs=0.001", "params=0.001", "size=0.001"])
-def test_target_out_of_reach(
-    cli: Callable[..., Any], model: Path, target: str
-) -> None:
+def test_target_out_of_reach(cli: Callable[..., Any], model: Path, target: str) -> None:
     out = model.with_name("out.onnx")
     outcome = cli("compress", model, out, "--target", target, "-q")
     outcome.refused(1, "bounds not met", target.partition("=")[0], "best attempt")

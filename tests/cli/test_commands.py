@@ -92,9 +92,7 @@ def test_evaluate(cli: Callable[..., Any], model: Path, labelled: tuple[Path, fl
     assert "30 samples" in table.out
 
 
-def test_evaluate_against_itself(
-    cli: Callable[..., Any], model: Path, samples: Path
-) -> None:
+def test_evaluate_against_itself(cli: Callable[..., Any], model: Path, samples: Path) -> None:
     """Infinite signal-to-noise ratio, in strict JSON."""
     report = parsed(cli("evaluate", model, "--data", samples, "--reference", model, "--json"))
     assert report["metric"]["value"] == report["reference_metric"]["value"] == 1.0

@@ -62,9 +62,11 @@ def test_beside_the_model(
         ({"location": ""}, ["'w2'"]),
         ({}, ["'w2'"]),
     ],
-    ids=lambda value: " ".join(f"{k}={v!r}" for k, v in value.items()) or "nothing"
-    if isinstance(value, dict)
-    else "",
+    ids=lambda value: (
+        " ".join(f"{k}={v!r}" for k, v in value.items()) or "nothing"
+        if isinstance(value, dict)
+        else ""
+    ),
 )
 def test_refused(
     refuse: Callable[..., Any],

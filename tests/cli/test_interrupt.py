@@ -66,9 +66,7 @@ def test_interrupted(
     assert listing() == before
 
 
-def test_terminated(
-    start: Start, model: Path, listing: Callable[[], dict[str, bytes]]
-) -> None:
+def test_terminated(start: Start, model: Path, listing: Callable[[], dict[str, bytes]]) -> None:
     before = listing()
     patch, options = STAGES["write"]
     process = start("compress", model, "out.onnx", *options, before=PAUSE + patch)
@@ -119,9 +117,7 @@ m.write_model = then_pause
 
 
 @pytest.mark.parametrize("arguments", [["passes"], ["compress"]], ids=["good", "bad"])
-def test_the_previous_handler_comes_back(
-    cli: Callable[..., object], arguments: list[str]
-) -> None:
+def test_the_previous_handler_comes_back(cli: Callable[..., object], arguments: list[str]) -> None:
     def mine(_number: int, _frame: object) -> None: ...
 
     previous = signal.signal(signal.SIGTERM, mine)

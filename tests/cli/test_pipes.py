@@ -22,9 +22,7 @@ def finished(process: subprocess.Popen[bytes], sent: bytes | None = None) -> tup
     return process.returncode, out, errors.decode() if errors is not None else None
 
 
-def test_in_and_out(
-    start: Start, model: Path, listing: Callable[[], dict[str, bytes]]
-) -> None:
+def test_in_and_out(start: Start, model: Path, listing: Callable[[], dict[str, bytes]]) -> None:
     before = listing()
     process = start("compress", "-", "-", *FORM, stdin=subprocess.PIPE)
     code, out, errors = finished(process, model.read_bytes())

@@ -204,6 +204,7 @@ def test_the_same_latency_table_gives_the_same_bytes(
         results.append((out.read_bytes(), (folder / "plan.json").read_bytes(), len(calls)))
     assert results[0] == results[1]
     assert calls
+    assert sorted(path.name for path in folder.iterdir()) == ["latency.json", "plan.json"]
 
 
 def test_bytes_do_not_depend_on_the_hash_seed(

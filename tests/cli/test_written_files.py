@@ -110,7 +110,10 @@ def test_report_elsewhere(
 def test_exclusions_are_searched_in_node_names(cli: Callable[..., Any], model: Path) -> None:
     out = model.with_name("out.onnx")
     options = ["--pass", "tucker2:rank=8x8", "--pass", "svd:rank=4", "--gate", "off"]
-    assert cli("compress", model, out, *options, "--exclude", "^conv[12]$", "--exclude", "c$").code == 0
+    assert (
+        cli("compress", model, out, *options, "--exclude", "^conv[12]$", "--exclude", "c$").code
+        == 0
+    )
     report = json.loads(out.with_name("out.onnx.report.json").read_text())
     rows = {row["node"]: row for row in report["layers"]}
     assert {name for name, row in rows.items() if row["pass"]} == {"point"}
@@ -131,6 +134,39 @@ def nodes(model: Path) -> dict[str, Any]:
         )
         for node in onnx.load(model).graph.node
     }
+
+
+def test_json_is_the_report(cli: Callable[..., Any], model: Path) -> None:
+    outcome = cli("compress", model, model.with_name("out.onnx"), "--json", *FORM)
+    assert outcome.code == 0, outcome.err
+
+    def reject(text: str) -> None:
+        pytest.fail(f"{text} is not JSON")
+
+    printed = json.loads(outcome.out, parse_constant=reject)
+    assert printed == json.loads(model.with_name("out.onnx.report.json").read_text())
+    assert printed["model"]["name"] == "in.onnx"
+
+
+def test_a_metric_of_ones_own(
+    cli: Callable[..., Any], model: Path, samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The score is the first output value of each sample: its mean is what the report tells."""
+    model.with_name("first_value.py").write_text(
+        "def score(outputs, labels):\n    assert labels is None\n    return outputs['y'][:, 0]\n"
+    )
+    monkeypatch.syspath_prepend(model.parent)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    options = ["--eval", samples, "--metric", "first_value:score", "--max-drop", "1e9"]
+    outcome = cli("compress", model, model.with_name("out.onnx"), *options, *FORM, "--json")
+    assert outcome.code == 0, outcome.err
+    with np.load(samples) as arrays:
+        expected = outputs(model, arrays["x"])[:, 0].astype(np.float64).mean()
+    found = json.loads(outcome.out)["before"]["metric"]
+    assert found["name"] == "first_value:score"
+    assert found["n"] == 40
+    # A mean of 40 values of float32, each with the rounding of about 1000 products.
+    assert found["value"] == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 def test_everything_excluded(refuse: Callable[..., Any], model: Path) -> None:

@@ -70,9 +70,9 @@ def test_lossless_forms_with_nothing_to_save_are_not_timed(
     assert found.options.refusals == (Refusal("x", "y", "z"), nothing_to_save(only))
     assert table.asked == [0]
     asked_for = (offer("one", 4, (-5, -1, -4), 0.0, recommended=True),)
-    assert judged(
-        Options((asked_for,), ()), facts, Table([[9.0]]), owner
-    ).options.sites == (asked_for,)
+    assert judged(Options((asked_for,), ()), facts, Table([[9.0]]), owner).options.sites == (
+        asked_for,
+    )
 
 
 def test_equal_layers_are_timed_once(

@@ -108,9 +108,7 @@ def test_balanced_is_every_pass_with_its_defaults() -> None:
 @pytest.mark.parametrize("suffix", [".yaml", ".yml"])
 def test_written_recipes(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"mine{suffix}"
-    path.write_text(
-        "passes:\n  - tucker2:rank=energy:0.9\n  - svd: {rank: 16, round_to: 4}\n"
-    )
+    path.write_text("passes:\n  - tucker2:rank=energy:0.9\n  - svd: {rank: 16, round_to: 4}\n")
     assert recipe(str(path)) == (
         pass_class("tucker2")(rank="energy:0.9"),
         pass_class("svd")(rank="16", round_to=4),

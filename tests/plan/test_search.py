@@ -143,8 +143,7 @@ class Bound:
 def ladder(offer: Callable[..., Candidate[Any]]) -> Sites:
     """40 alike layers; damages over five orders of magnitude."""
     return [
-        [offer(f"n{i}", w, (100 + 20 * w, 1, 4), 1e-6 * 10**w) for w in range(6)]
-        for i in range(40)
+        [offer(f"n{i}", w, (100 + 20 * w, 1, 4), 1e-6 * 10**w) for w in range(6)] for i in range(40)
     ]
 
 

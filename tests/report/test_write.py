@@ -186,7 +186,11 @@ def test_two_files_or_none(
 
         def replace(self: Path, target: Any) -> Any:
             count[0] += 1
-            return full() if count[0] == ["weights", "model"].index(when) + 1 else genuine(self, target)
+            return (
+                full()
+                if count[0] == ["weights", "model"].index(when) + 1
+                else genuine(self, target)
+            )
 
         monkeypatch.setattr(Path, "replace", replace)
     with pytest.raises(OutputError, match="No space left"):
