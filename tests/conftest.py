@@ -1,4 +1,4 @@
-"""Fixtures that tests of several stages share: the shared data folder and a kit for small models."""
+"""Fixtures that several stages share: the shared data folder, and a kit for small models."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnxcompress.errors import ModelError
 from onnxcompress.graph.memo import Memo
 from onnxcompress.graph.surgeon import export_graph, import_graph
-from onnxcompress.graph.view import subgraphs
+from onnxcompress.graph.view import captured_names, subgraphs
 
 PROVENANCE_KEY = "onnxcompress.pass"
 SOURCE_KEY = "onnxcompress.source"
@@ -52,6 +52,7 @@ class Editor:
     ) -> None:
         self.memo = memo or Memo()
         self._graph, self._keep = import_graph(model, weights=weights)
+        self._captured = frozenset(captured_names(model.graph))
         self._tensor_names = set(_all_tensor_names(model.graph)) | set(weights or {})
         self._node_names = {node.name for node in model.graph.node if node.name}
         self._author = ""
@@ -79,6 +80,11 @@ class Editor:
     def inputs(self) -> tuple[gs.Tensor, ...]:
         """The true input tensors of the graph (constants are not inputs)."""
         return tuple(self._graph.inputs)
+
+    @property
+    def captured(self) -> frozenset[str]:
+        """Names of tensors that a subgraph may read from the main graph."""
+        return self._captured
 
     def is_output(self, tensor: gs.Tensor) -> bool:
         """Whether `tensor` is an output of the graph."""

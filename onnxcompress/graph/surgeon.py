@@ -8,6 +8,7 @@ fields are copied from the original model.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import onnx
@@ -17,6 +18,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxcompress.errors import ModelError
+from onnxcompress.graph.view import subgraphs
 
 G_LOGGER.severity = G_LOGGER.ERROR
 
@@ -28,6 +30,8 @@ class Keepsakes:
     frame: onnx.ModelProto
     protos: dict[int, onnx.NodeProto] = field(default_factory=dict)
     metadata: dict[int, dict[str, str]] = field(default_factory=dict)
+    outer: set[str] = field(default_factory=set)
+    """Initializers of the main graph: a subgraph that reads one captures it."""
     alive: list[gs.Node] = field(default_factory=list)
     """The nodes that the ids above belong to: a freed node's id would pass to a new one."""
     written: set[int] = field(default_factory=set)
@@ -64,7 +68,7 @@ def import_graph(
     frame.graph.output.extend(model.graph.output)
     frame.graph.quantization_annotation.extend(model.graph.quantization_annotation)
     graph.inputs = [t for t in graph.inputs if t.name not in constants]
-    keep = Keepsakes(frame)
+    keep = Keepsakes(frame, outer=constants)
     for node, proto in zip(graph.nodes, model.graph.node, strict=True):
         keep.protos[id(node)] = proto
         keep.alive.append(node)
@@ -83,17 +87,24 @@ def export_graph(graph: gs.Graph, keep: Keepsakes) -> onnx.ModelProto:
         proto = OnnxExporter.export_node(node)
         original = keep.protos.get(id(node))
         if original is not None:
-            proto.doc_string = original.doc_string
-            proto.overload = original.overload
+            # An empty field that is set is not the same bytes as one that is not.
+            if original.doc_string:
+                proto.doc_string = original.doc_string
+            if original.overload:
+                proto.overload = original.overload
             proto.metadata_props.extend(original.metadata_props)
-            # A subgraph may read tensors that were renamed: only plain attributes are restored.
-            if id(node) not in keep.written and not _has_graphs(original):
+            # A subgraph whose captured tensors were rewired must be written as it is now.
+            if id(node) not in keep.written and _wiring(proto) == _wiring(original):
                 del proto.attribute[:]
                 proto.attribute.extend(original.attribute)
         for key, value in keep.metadata.get(id(node), {}).items():
             proto.metadata_props.add(key=key, value=value)
         model.graph.node.append(proto)
     tensors = {t.name: t for t in graph.outputs if isinstance(t, gs.Constant)} | graph.tensors()
+    for node in graph.nodes:
+        tensors |= {t.name: t for t in _captured_constants(node) if t.name in keep.outer}
+    for proto in model.graph.node:
+        _drop_shadows(proto, set(tensors))
     for tensor in tensors.values():
         if not isinstance(tensor, gs.Constant):
             continue
@@ -125,6 +136,33 @@ def _unique_opsets(model: onnx.ModelProto) -> list[onnx.OperatorSetIdProto]:
     return list(unique.values())
 
 
-def _has_graphs(node: onnx.NodeProto) -> bool:
-    kinds = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
-    return any(attribute.type in kinds for attribute in node.attribute)
+def _captured_constants(node: gs.Node) -> Iterator[gs.Constant]:
+    """Constants that nodes inside the subgraphs of `node` read."""
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            for inner in value.nodes:
+                yield from (t for t in inner.inputs if isinstance(t, gs.Constant))
+                yield from _captured_constants(inner)
+            yield from (t for t in value.outputs if isinstance(t, gs.Constant))
+
+
+def _drop_shadows(node: onnx.NodeProto, outer: set[str]) -> None:
+    """Remove the copies of captured constants that graphsurgeon writes into subgraphs."""
+    for graph in subgraphs(node):
+        own = [tensor for tensor in graph.initializer if tensor.name not in outer]
+        if len(own) < len(graph.initializer):
+            del graph.initializer[:]
+            graph.initializer.extend(own)
+        for inner in graph.node:
+            _drop_shadows(inner, outer)
+
+
+def _wiring(node: onnx.NodeProto) -> list[list[str]]:
+    """Which tensors the nodes inside a node's subgraphs read and write, in order."""
+    wiring = []
+    for graph in subgraphs(node):
+        for inner in graph.node:
+            wiring.append([*inner.input, "->", *inner.output])
+            wiring.extend(_wiring(inner))
+        wiring.append([output.name for output in graph.output])
+    return wiring

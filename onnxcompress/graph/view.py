@@ -54,7 +54,7 @@ class GraphView:
         self.outputs = tuple(o.name for o in graph.output)
         self.producers: dict[str, onnx.NodeProto] = {}
         self._uses: dict[str, list[Use]] = {}
-        self.captured: frozenset[str] = frozenset(_captured_names(graph))
+        self.captured: frozenset[str] = frozenset(captured_names(graph))
         for node in graph.node:
             for name in node.output:
                 if name:
@@ -103,7 +103,7 @@ class GraphView:
         return 0
 
 
-def _captured_names(graph: onnx.GraphProto) -> Iterator[str]:
+def captured_names(graph: onnx.GraphProto) -> Iterator[str]:
     """Names that the subgraphs of `graph` read from it (or might: shadowed names are included)."""
     for node in graph.node:
         for subgraph in subgraphs(node):

@@ -150,7 +150,8 @@ def _untie(editor: Editor) -> int:
 
     Scalars stay shared: no pass slices them, and exporters share a Clip bound by the dozen.
     """
-    seen: Counter[str] = Counter()
+    # What a subgraph reads counts as read already, so that the main graph gets its own copy.
+    seen: Counter[str] = Counter(editor.captured)
     count = 0
     for node in editor.nodes:
         for index, tensor in enumerate(node.inputs):

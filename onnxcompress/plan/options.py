@@ -37,12 +37,17 @@ def collect(facts: Facts, passes: Sequence[Pass[Any]]) -> Options:
                 refusals.append(found)
                 continue
             try:
-                offers = tuple(
-                    _guarded(owner, found.node, lambda o=owner, v=view, f=found: o.candidates(f, v))
+                offers = _guarded(
+                    owner, found.node, lambda o=owner, v=view, f=found: tuple(o.candidates(f, v))
                 )
             except NoCandidate as finding:
                 refusals.append(Refusal(owner.name, found.node, str(finding)))
                 continue
+            if not offers:
+                raise PassError(
+                    f"pass '{owner.name}' offers nothing for its site '{found.node}': it must "
+                    "raise NoCandidate with the reason"
+                )
             taken = next((owners[n] for c in offers for n in c.touches if n in owners), None)
             if taken is not None:
                 refusals.append(Refusal(owner.name, found.node, f"pass {taken} has it already"))

@@ -115,13 +115,23 @@ def _strayed(
 def stray_node(
     before: onnx.ModelProto, after: onnx.ModelProto, applied: Sequence[Candidate[Any]]
 ) -> str | None:
-    """A node that changed or vanished although no candidate in `applied` names it."""
+    """A node that changed or vanished although no candidate in `applied` names it.
+
+    A node has changed, too, when a constant that it reads has.
+    """
     touched = {name for candidate in applied for name in candidate.touches}
     new = {node.name: node for node in after.graph.node}
+    old_constants = {tensor.name: tensor for tensor in before.graph.initializer}
+    new_constants = {tensor.name: tensor for tensor in after.graph.initializer}
     for node in before.graph.node:
+        if node.name in touched:
+            continue
         other = new.get(node.name)
-        if node.name not in touched and (other is None or _bytes(other) != _bytes(node)):
+        if other is None or _bytes(other) != _bytes(node):
             return str(node.name)
+        for name in node.input:
+            if old_constants.get(name) != new_constants.get(name):
+                return str(node.name)
     return None
 
 

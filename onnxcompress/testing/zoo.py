@@ -44,17 +44,20 @@ class Entry:
     in_onnxruntime: bool = True
 
     @cached_property
-    def _octets(self) -> tuple[bytes, bytes]:
-        raw = self.build()
-        return raw.SerializeToString(), canonicalise(raw).model.SerializeToString()
+    def _raw(self) -> bytes:
+        return bytes(self.build().SerializeToString())
+
+    @cached_property
+    def _canonical(self) -> bytes:
+        return bytes(canonicalise(self.raw()).model.SerializeToString())
 
     def raw(self) -> onnx.ModelProto:
         """The model as built: a fresh copy at every call."""
-        return onnx.load_model_from_string(self._octets[0])
+        return onnx.load_model_from_string(self._raw)
 
     def canonical(self) -> onnx.ModelProto:
         """The model in canonical form: a fresh copy at every call."""
-        return onnx.load_model_from_string(self._octets[1])
+        return onnx.load_model_from_string(self._canonical)
 
     def facts(self, model: onnx.ModelProto | None = None) -> Facts:
         """Facts about the canonical model, or about another one with the same inputs."""

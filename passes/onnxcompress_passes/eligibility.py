@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import onnx
 
 from onnxcompress.analyse.facts import Facts
@@ -25,7 +26,10 @@ def reason_to_leave(facts: Facts, node: str, weight: str) -> str:
     if tensor.data_type not in FLOATING_TYPES:
         kind = onnx.TensorProto.DataType.Name(tensor.data_type)
         return f"the weight is {kind}, not floating point"
-    if not facts.view.array(weight).any():
+    values = facts.view.array64(weight)
+    if not np.isfinite(values).all():
+        return "the weight contains NaN or infinite values"
+    if not values.any():
         return "the weight is all zero"
     return ""
 

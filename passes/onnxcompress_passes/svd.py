@@ -8,7 +8,7 @@ stay with the second factor.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
@@ -16,21 +16,19 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxcompress.analyse.facts import Facts, Need, Unsupported
-from onnxcompress.errors import ModelError, UsageError
+from onnxcompress.analyse.facts import Facts, Unsupported
+from onnxcompress.errors import ModelError
 from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.spec import ConvSpec, DenseSpec, conv_spec, dense_spec
 from onnxcompress.numerics.energy import lost_energy_svd
 from onnxcompress.numerics.low_rank import truncated_svd
-from onnxcompress.numerics.ranks import parse_rank_policy
-from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Refusal, Site
+from onnxcompress.numerics.ranks import RankPolicy
+from onnxcompress.plan.contract import Candidate, Refusal, Site
 from onnxcompress_passes.eligibility import QUANTISED, quantised_layers, reason_to_leave
-from onnxcompress_passes.frontier import Rung, ladder
+from onnxcompress_passes.low_rank_pass import LowRankPass, Ranks
 
 Array = NDArray[np.float64]
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -41,28 +39,11 @@ class SvdRank:
 
 
 @dataclass(frozen=True)
-class Svd(Pass[SvdRank]):
+class Svd(LowRankPass[ConvSpec | DenseSpec, SvdRank]):
     """Replace 1x1 convolutions, Gemm and MatMul by two factors of lower rank."""
 
-    rank: str = field(
-        default=AUTO,
-        metadata={
-            "help": "auto (a ladder of ranks to plan with; EVBMF decides when there is nothing to "
-            "plan by), evbmf, weakened:K, energy:P, ratio:P, R, or full"
-        },
-    )
-    round_to: int = field(
-        default=8, metadata={"help": "rank=auto offers multiples of this many channels"}
-    )
-
     name: ClassVar[str] = "svd"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.SHAPES})
     setting_type: ClassVar[type] = SvdRank
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rank", str(self.rank))
-        if self.rank != AUTO:
-            parse_rank_policy(self.rank)
 
     def sites(self, facts: Facts) -> Iterator[Site | Refusal]:
         """Every 1x1 convolution that is not depthwise, Gemm, and MatMul by a constant."""
@@ -75,35 +56,6 @@ class Svd(Pass[SvdRank]):
         for node, reason in quantised_layers(facts, QUANTISED - {"QLinearConv", "ConvInteger"}):
             yield Refusal(self.name, node, reason)
 
-    def candidates(self, site: Site, facts: Facts) -> Sequence[Candidate[SvdRank]]:
-        """Lossless pair first, then falling ranks."""
-        layer = _layer(site.node, facts)
-        blocks = _matrices(layer, facts)
-        full = min(blocks[0].shape)
-        lost = lost_energy_svd(blocks)
-        before = facts.cost(site.node)
-        touches = (site.node,)
-        if self.rank != AUTO:
-            setting = self._demanded(blocks)
-            after = _cost(layer, facts, setting)
-            damage = float(lost[setting.rank])
-            return [Candidate(site, setting, touches, before, after, damage, recommended=True)]
-        rungs = [
-            Rung(SvdRank(rank), _cost(layer, facts, SvdRank(rank)), float(lost[rank]))
-            for rank in range(self.round_to, full, self.round_to)
-        ]
-        kept = ladder(rungs, before)
-        rank = max(parse_rank_policy("evbmf").svd_rank(block) for block in blocks)
-        fitting = [rung for rung in kept if rank and rung.setting.rank >= rank]
-        lossless = SvdRank(full)
-        found = [Candidate(site, lossless, touches, before, _cost(layer, facts, lossless), 0.0)]
-        for rung in kept:
-            recommended = bool(fitting) and rung is fitting[-1]
-            found.append(
-                Candidate(site, rung.setting, touches, before, rung.after, rung.damage, recommended)
-            )
-        return found
-
     def rewrite(self, candidate: Candidate[SvdRank], edit: Editor) -> None:
         """Put the two factors where the layer stood."""
         node = edit.node(candidate.site.node)
@@ -112,18 +64,39 @@ class Svd(Pass[SvdRank]):
         else:
             _rewrite_dense(node, candidate.setting.rank, edit)
 
-    def _demanded(self, blocks: Sequence[Array]) -> SvdRank:
-        policy = parse_rank_policy(self.rank)
-        full = min(blocks[0].shape)
-        try:
-            rank = max(policy.svd_rank(block) for block in blocks)
-        except UsageError as error:
-            raise NoCandidate(str(error)) from error
-        if rank == 0:
-            raise NoCandidate(f"{policy} gives rank 0: no direction stands out from the noise")
-        if rank >= full and str(policy) != "full":
-            raise NoCandidate(f"{policy} gives full rank ({full}): nothing to remove")
-        return SvdRank(rank)
+    def _layer(self, node: str, facts: Facts) -> tuple[ConvSpec | DenseSpec, list[Array]]:
+        proto = facts.view.nodes[node]
+        if proto.op_type != "Conv":
+            dense = dense_spec(proto, facts.view)
+            return dense, [facts.view.array64(dense.weight)]
+        conv = conv_spec(proto, facts.view)
+        weight = facts.view.array64(conv.weight)
+        return conv, list(weight.reshape(conv.group, -1, weight.shape[1]))
+
+    def _full(self, blocks: Sequence[Array]) -> Ranks:
+        return (min(blocks[0].shape),)
+
+    def _ranks(self, policy: RankPolicy, blocks: Sequence[Array]) -> Ranks:
+        return (max(policy.svd_rank(block) for block in blocks),)
+
+    def _lost_energy(self, blocks: Sequence[Array]) -> Array:
+        return lost_energy_svd(blocks)
+
+    def _setting(self, ranks: Ranks, *, lossless: bool) -> SvdRank:
+        return SvdRank(ranks[0])
+
+    def _cost(self, layer: ConvSpec | DenseSpec, facts: Facts, setting: SvdRank) -> Cost:
+        if isinstance(layer, ConvSpec):
+            features_in, features_out = layer.in_channels, layer.out_channels
+        else:
+            features_in, features_out = layer.in_features, layer.out_features
+        positions = prod(facts.shape(layer.output)) // features_out
+        # Ranks are per group: group * rank * (in + out) / group, so the group cancels out.
+        weights = setting.rank * (features_in + features_out)
+        constant_bias = layer.bias is not None and facts.view.is_constant(layer.bias)
+        bias = facts.view.array(layer.bias).size if layer.bias and constant_bias else 0
+        itemsize = facts.view.array(layer.weight).dtype.itemsize
+        return Cost(weights * positions, weights + bias, (weights + bias) * itemsize)
 
 
 def _rewrite_conv(node: gs.Node, rank: int, edit: Editor) -> None:
@@ -201,33 +174,3 @@ def _unfit(layer: ConvSpec | DenseSpec, facts: Facts) -> str:
     except ModelError as error:
         return str(error)
     return ""
-
-
-def _layer(node: str, facts: Facts) -> ConvSpec | DenseSpec:
-    proto = facts.view.nodes[node]
-    if proto.op_type == "Conv":
-        return conv_spec(proto, facts.view)
-    return dense_spec(proto, facts.view)
-
-
-def _matrices(layer: ConvSpec | DenseSpec, facts: Facts) -> list[Array]:
-    weight = facts.view.array64(layer.weight)
-    if isinstance(layer, ConvSpec):
-        return list(weight.reshape(layer.group, -1, weight.shape[1]))
-    return [weight]
-
-
-def _cost(layer: ConvSpec | DenseSpec, facts: Facts, setting: SvdRank) -> Cost:
-    if isinstance(layer, ConvSpec):
-        features_in, features_out = layer.in_channels, layer.out_channels
-    else:
-        features_in, features_out = layer.in_features, layer.out_features
-    positions = prod(facts.shape(layer.output)) // features_out
-    weights = setting.rank * (features_in + features_out)
-    bias = (
-        facts.view.array(layer.bias).size
-        if layer.bias and facts.view.is_constant(layer.bias)
-        else 0
-    )
-    itemsize = facts.view.array(layer.weight).dtype.itemsize
-    return Cost(weights * positions, weights + bias, (weights + bias) * itemsize)

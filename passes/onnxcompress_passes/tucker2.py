@@ -11,7 +11,7 @@ equal ranks and all three convolutions stay grouped.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
@@ -19,22 +19,20 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from onnxcompress.analyse.facts import Facts, Need, Unsupported
-from onnxcompress.errors import ModelError, UsageError
+from onnxcompress.analyse.facts import Facts, Unsupported
+from onnxcompress.errors import ModelError
 from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.spec import ConvSpec, conv_spec
 from onnxcompress.numerics.energy import lost_energy_tucker2
-from onnxcompress.numerics.ranks import RankPolicy, parse_rank_policy
+from onnxcompress.numerics.ranks import RankPolicy
 from onnxcompress.numerics.tucker import Tucker2 as Factors
 from onnxcompress.numerics.tucker import tucker2
-from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Refusal, Site
+from onnxcompress.plan.contract import Candidate, Refusal, Site
 from onnxcompress_passes.eligibility import quantised_layers, reason_to_leave
-from onnxcompress_passes.frontier import Rung, ladder
+from onnxcompress_passes.low_rank_pass import LowRankPass, Ranks
 
 Array = NDArray[np.float64]
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -47,28 +45,11 @@ class Tucker2Ranks:
 
 
 @dataclass(frozen=True)
-class Tucker2(Pass[Tucker2Ranks]):
+class Tucker2(LowRankPass[ConvSpec, Tucker2Ranks]):
     """Replace k x k convolutions by Tucker-2 triples."""
 
-    rank: str = field(
-        default=AUTO,
-        metadata={
-            "help": "auto (a ladder of ranks to plan with; EVBMF decides when there is nothing to "
-            "plan by), evbmf, weakened:K, energy:P, ratio:P, R, ROUTxRIN, or full"
-        },
-    )
-    round_to: int = field(
-        default=8, metadata={"help": "rank=auto offers multiples of this many channels"}
-    )
-
     name: ClassVar[str] = "tucker2"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.SHAPES})
     setting_type: ClassVar[type] = Tucker2Ranks
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "rank", str(self.rank))
-        if self.rank != AUTO:
-            parse_rank_policy(self.rank)
 
     def sites(self, facts: Facts) -> Iterator[Site | Refusal]:
         """Every convolution with a spatial kernel that is not depthwise."""
@@ -84,37 +65,6 @@ class Tucker2(Pass[Tucker2Ranks]):
             if node.op_type == "ConvTranspose":
                 reason = "transposed convolution: Tucker-2 covers Conv only"
                 yield Refusal(self.name, node.name, reason)
-
-    def candidates(self, site: Site, facts: Facts) -> Sequence[Candidate[Tucker2Ranks]]:
-        """Lossless triple first, then ranks along the front of MACs against lost energy."""
-        conv = conv_spec(facts.view.nodes[site.node], facts.view)
-        blocks = _blocks(facts.view.array64(conv.weight), conv.group)
-        lost = lost_energy_tucker2(blocks)
-        if self.rank != AUTO:
-            ranks = self._demanded(parse_rank_policy(self.rank), blocks)
-            return [self._candidate(site, conv, facts, ranks, lost, recommended=True)]
-        rungs = [
-            Rung(ranks, self._cost(conv, facts, ranks), _damage(lost, ranks))
-            for ranks in self._grid(conv)
-        ]
-        full = Tucker2Ranks(*_full_ranks(lost), triple=True)
-        before = facts.cost(conv.node)
-        kept = ladder(rungs, before)
-        recommended = _recommended(blocks, lost, kept)
-        found = [Candidate(site, full, (conv.node,), before, self._cost(conv, facts, full), 0.0)]
-        found.extend(
-            Candidate(
-                site,
-                rung.setting,
-                (conv.node,),
-                before,
-                rung.after,
-                rung.damage,
-                recommended=rung is recommended,
-            )
-            for rung in kept
-        )
-        return found
 
     def rewrite(self, candidate: Candidate[Tucker2Ranks], edit: Editor) -> None:
         """Put the two or three convolutions where the one stood."""
@@ -161,46 +111,22 @@ class Tucker2(Pass[Tucker2Ranks]):
             tensor = outputs[0] if outputs else tensor
         edit.replace(node, new)
 
-    def _demanded(self, policy: RankPolicy, blocks: Sequence[Array]) -> Tucker2Ranks:
-        rows, columns = blocks[0].shape[:2]
-        if str(policy) == "full":
-            return Tucker2Ranks(rows, columns, triple=True)
-        try:
-            rank_out, rank_in = _shared_ranks(policy, blocks)
-        except UsageError as error:
-            raise NoCandidate(str(error)) from error
-        if rank_out == 0 or rank_in == 0:
-            raise NoCandidate(f"{policy} gives rank 0: no direction stands out from the noise")
-        if rank_out >= rows and rank_in >= columns:
-            raise NoCandidate(f"{policy} gives full rank ({rows}x{columns}): nothing to remove")
-        return Tucker2Ranks(min(rank_out, rows), min(rank_in, columns))
+    def _layer(self, node: str, facts: Facts) -> tuple[ConvSpec, list[Array]]:
+        conv = conv_spec(facts.view.nodes[node], facts.view)
+        return conv, _blocks(facts.view.array64(conv.weight), conv.group)
 
-    def _candidate(
-        self,
-        site: Site,
-        conv: ConvSpec,
-        facts: Facts,
-        ranks: Tucker2Ranks,
-        lost: Array,
-        *,
-        recommended: bool,
-    ) -> Candidate[Tucker2Ranks]:
-        return Candidate(
-            site,
-            ranks,
-            (conv.node,),
-            facts.cost(conv.node),
-            self._cost(conv, facts, ranks),
-            _damage(lost, ranks),
-            recommended,
-        )
+    def _full(self, blocks: Sequence[Array]) -> Ranks:
+        return blocks[0].shape[:2]
 
-    def _grid(self, conv: ConvSpec) -> Iterator[Tucker2Ranks]:
-        rows, columns = conv.out_channels // conv.group, conv.in_channels // conv.group
-        for rank_out in _multiples(rows, self.round_to):
-            for rank_in in _multiples(columns, self.round_to):
-                if (rank_out, rank_in) != (rows, columns):
-                    yield Tucker2Ranks(rank_out, rank_in)
+    def _ranks(self, policy: RankPolicy, blocks: Sequence[Array]) -> Ranks:
+        found = [policy.tucker2_ranks(block) for block in blocks]
+        return max(rank for rank, _ in found), max(rank for _, rank in found)
+
+    def _lost_energy(self, blocks: Sequence[Array]) -> Array:
+        return lost_energy_tucker2(blocks)
+
+    def _setting(self, ranks: Ranks, *, lossless: bool) -> Tucker2Ranks:
+        return Tucker2Ranks(ranks[0], ranks[1], triple=lossless)
 
     def _cost(self, conv: ConvSpec, facts: Facts, ranks: Tucker2Ranks) -> Cost:
         """Counted cost of the triple; the first 1x1 runs at the input's resolution."""
@@ -213,7 +139,8 @@ class Tucker2(Pass[Tucker2Ranks]):
         if not ranks.triple:
             first = first if ranks.rank_in < columns else 0
             last = last if ranks.rank_out < rows else 0
-        params = first + core + last + (conv.out_channels if conv.bias else 0)
+        constant_bias = conv.bias is not None and facts.view.is_constant(conv.bias)
+        params = first + core + last + (conv.out_channels if constant_bias else 0)
         return Cost(
             macs=first * positions_in + (core + last) * positions_out,
             params=params,
@@ -255,36 +182,3 @@ def _octets(parts: Sequence[Factors]) -> int:
 
 def _blocks(weight: Array, group: int) -> list[Array]:
     return list(weight.reshape(group, -1, *weight.shape[1:]))
-
-
-def _full_ranks(lost: Array) -> tuple[int, int]:
-    """Full ranks (out, in) of a table of lost energy."""
-    return lost.shape[0] - 1, lost.shape[1] - 1
-
-
-def _damage(lost: Array, ranks: Tucker2Ranks) -> float:
-    if (ranks.rank_out, ranks.rank_in) == _full_ranks(lost):
-        return 0.0
-    return float(lost[ranks.rank_out, ranks.rank_in])
-
-
-def _multiples(full: int, step: int) -> list[int]:
-    return [*range(step, full, step), full]
-
-
-def _shared_ranks(policy: RankPolicy, blocks: Sequence[Array]) -> tuple[int, int]:
-    """Ranks (out, in) that serve every group: the largest that one of them needs."""
-    found = [policy.tucker2_ranks(block) for block in blocks]
-    return max(rank for rank, _ in found), max(rank for _, rank in found)
-
-
-def _recommended(
-    blocks: Sequence[Array], lost: Array, kept: Sequence[Rung[Tucker2Ranks]]
-) -> Rung[Tucker2Ranks] | None:
-    """The cheapest rung that keeps at least the energy that EVBMF calls signal."""
-    rank_out, rank_in = _shared_ranks(parse_rank_policy("evbmf"), blocks)
-    if rank_out == 0 or rank_in == 0:
-        return None
-    allowed = float(lost[rank_out, rank_in]) * (1.0 + 1e-9)
-    fitting = [rung for rung in kept if rung.damage <= allowed]
-    return fitting[-1] if fitting else None

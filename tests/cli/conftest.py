@@ -109,7 +109,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
 
 def low_rank(generator: np.random.Generator, shape: Sequence[int], rank: int) -> Any:
-    """A weight [T, S, k, k] of multilinear rank `rank` in both channel modes, and a little noise."""
+    """A weight [T, S, k, k] of rank `rank` in both channel modes, and a little noise."""
     outputs, inputs, *kernel = shape
     left = generator.standard_normal((outputs, rank))
     core = generator.standard_normal((rank, rank, *kernel))

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 FORM = ("--pass", "svd:rank=full", "--gate", "off")
-Start = Callable[..., "subprocess.Popen[bytes]"]
+Start = Callable[..., subprocess.Popen[bytes]]
 
 PAUSE = """
 def pause(*arguments, **options):

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 FORM = ("--pass", "svd:rank=full", "--gate", "off")
-Start = Callable[..., "subprocess.Popen[bytes]"]
+Start = Callable[..., subprocess.Popen[bytes]]
 
 
 def finished(process: subprocess.Popen[bytes], sent: bytes | None = None) -> tuple[int, Any, Any]:

@@ -1,4 +1,4 @@
-"""Plans as files: written by --dry-run, replayed by --plan to the same bytes, refused if foreign."""
+"""Plans as files: written by --dry-run, replayed to the same bytes by --plan, or refused."""
 
 from __future__ import annotations
 
@@ -161,8 +161,7 @@ def test_a_rolled_back_rewrite_is_reported(
     assert replay(cli, model, edited(plan, too_much)).code == 0
     report = json.loads(model.with_name("out.onnx.report.json").read_text())
     rows = {row["node"]: row for row in report["layers"]}
-    assert rows["point"]["pass"] == "svd"
-    assert rows["conv2"]["pass"] is None
+    assert {name for name, row in rows.items() if row["pass"]} == {"point"}
     assert "rolled back" in rows["conv2"]["reason"]
     assert [choice["node"] for choice in report["plan"]["chosen"]] == ["point"]
 
@@ -208,7 +207,7 @@ def test_the_same_latency_table_gives_the_same_bytes(
 
 
 def test_bytes_do_not_depend_on_the_hash_seed(
-    start: Callable[..., "subprocess.Popen[bytes]"], model: Path, samples: Path
+    start: Callable[..., subprocess.Popen[bytes]], model: Path, samples: Path
 ) -> None:
     options = ["--data", samples, "--target", "macs=0.5", "--gate", "off", "--threads", "1"]
     processes = [

@@ -143,14 +143,12 @@ def capturing(kit):
         ["which"],
         ["inner"],
         name="inner if",
-        **{
-            "then_branch": helper.make_graph(
-                [helper.make_node("Neg", ["deep"], ["t2"])], "t2", [], [kit.value("t2", shape)]
-            ),
-            "else_branch": helper.make_graph(
-                [helper.make_node("Abs", ["x"], ["e2"])], "e2", [], [kit.value("e2", shape)]
-            ),
-        },
+        then_branch=helper.make_graph(
+            [helper.make_node("Neg", ["deep"], ["t2"])], "t2", [], [kit.value("t2", shape)]
+        ),
+        else_branch=helper.make_graph(
+            [helper.make_node("Abs", ["x"], ["e2"])], "e2", [], [kit.value("e2", shape)]
+        ),
     )
     then = [inner, helper.make_node("Relu", ["inner"], ["then"], name="inner relu")]
     otherwise = [helper.make_node("Neg", ["shallow"], ["else"], name="inner neg")]

@@ -132,7 +132,11 @@ def test_gemm(kit):
 
 @pytest.mark.parametrize(
     ("weight", "attributes", "naming"),
-    [((2, 3, 5), {}, "not a matrix"), ((3,), {}, "not a matrix"), ((3, 5), {"transA": 1}, "transA")],
+    [
+        ((2, 3, 5), {}, "not a matrix"),
+        ((3,), {}, "not a matrix"),
+        ((3, 5), {"transA": 1}, "transA"),
+    ],
 )
 def test_dense_that_cannot_be_described(kit, weight, attributes, naming):
     op = "Gemm" if attributes else "MatMul"

@@ -25,9 +25,7 @@ class Layer:
 
 
 def _conv(n, c, m, kernel, size, group=1, **attributes):
-    return Layer(
-        "Conv", (n, c, *size), (m, c // group, *kernel), m, {"group": group, **attributes}
-    )
+    return Layer("Conv", (n, c, *size), (m, c // group, *kernel), m, {"group": group, **attributes})
 
 
 def _transpose(n, c, m, kernel, size, group=1, **attributes):
@@ -74,7 +72,9 @@ def _model(kit, layer, *, bias, dtype=np.float32):
         kit.norm("norm", "a", "y"),
     ]
     free = [None] * len(layer.x)
-    return kit.model(nodes, [kit.value("x", layer.x, kind)], [kit.value("y", free, kind)], constants)
+    return kit.model(
+        nodes, [kit.value("x", layer.x, kind)], [kit.value("y", free, kind)], constants
+    )
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
@@ -233,7 +233,9 @@ def test_folded_values_are_rounded_once(kit):
         helper.make_node("Conv", ["x", "w", "b"], ["a"], name="layer"),
         kit.norm("norm", "a", "y", epsilon=1e-3),
     ]
-    model = kit.model(nodes, [kit.value("x", (1, 3, 6, 7))], [kit.value("y", [None] * 4)], constants)
+    model = kit.model(
+        nodes, [kit.value("x", (1, 3, 6, 7))], [kit.value("y", [None] * 4)], constants
+    )
     result = canonicalise(model).model
     folded = [numpy_helper.to_array(t) for t in result.graph.initializer]
     epsilon = float(np.float32(1e-3))

@@ -58,7 +58,9 @@ def test_large_weight_with_one_nan(kit):
     values = kit.whole((100, 200), seed=1)
     values[99, 199] = np.nan
     node = helper.make_node("MatMul", ["x", "bad"], ["y"], name="the layer")
-    model = kit.model([node], [kit.value("x", (2, 100))], [kit.value("y", (2, 200))], {"bad": values})
+    model = kit.model(
+        [node], [kit.value("x", (2, 100))], [kit.value("y", (2, 200))], {"bad": values}
+    )
     _assert_refused(model, "'bad' of node 'the layer'")
 
 

@@ -9,10 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcompress.load.canonical import canonicalise
 
 KINDS = {
-    "tensor": ({"value": numpy_helper.from_array(np.array([[1, 2, 3], [4, 5, 6]], np.float32))},),
-    "typed tensor": ({"value": helper.make_tensor("", 1, [2, 3], [1, 2, 3, 4, 5, 6])},),
-    "float": ({"value_float": 2.5},),
-    "floats": ({"value_floats": [1.5, -2.0, 4.0]},),
+    "tensor": {"value": numpy_helper.from_array(np.array([[1, 2, 3], [4, 5, 6]], np.float32))},
+    "typed tensor": {"value": helper.make_tensor("", 1, [2, 3], [1, 2, 3, 4, 5, 6])},
+    "float": {"value_float": 2.5},
+    "floats": {"value_floats": [1.5, -2.0, 4.0]},
 }
 INTEGERS = {
     "int": ({"value_int": 1}, np.array(1)),
@@ -29,7 +29,7 @@ def _single(model):
     return tensor.name, numpy_helper.to_array(tensor)
 
 
-@pytest.mark.parametrize(("attribute",), KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("attribute", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("fold", [True, False])
 def test_floating_constant_is_lifted(kit, attribute, fold):
     nodes = [

@@ -13,9 +13,7 @@ MODES = ["SAME_UPPER", "SAME_LOWER", "VALID"]
 def _conv(kit, x, mode, kernel=(3, 4), out=None, **attributes):
     channels = x[1]
     weight = kit.whole((channels + 2, channels, *kernel), seed=1)
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["y"], name="conv", auto_pad=mode, **attributes)
-    ]
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="conv", auto_pad=mode, **attributes)]
     outputs = [kit.value("y", out or [None] * len(x))]
     return kit.model(nodes, [kit.value("x", x)], outputs, {"w": weight})
 
@@ -136,10 +134,14 @@ def test_a_dynamic_batch_does_not_matter(kit, mode):
 def test_sizes_are_those_at_the_layer(kit):
     """Behind a stride the size is another, and a folded normalisation renames the tensor."""
     nodes = [
-        helper.make_node("Conv", ["x", "w"], ["a"], name="c1", auto_pad="SAME_UPPER", strides=[2, 1]),
+        helper.make_node(
+            "Conv", ["x", "w"], ["a"], name="c1", auto_pad="SAME_UPPER", strides=[2, 1]
+        ),
         kit.norm("norm", "a", "b"),
         helper.make_node("Identity", ["b"], ["c"], name="identity"),
-        helper.make_node("Conv", ["c", "v"], ["y"], name="c2", auto_pad="SAME_LOWER", strides=[2, 3]),
+        helper.make_node(
+            "Conv", ["c", "v"], ["y"], name="c2", auto_pad="SAME_LOWER", strides=[2, 3]
+        ),
     ]
     constants = {"w": kit.whole((4, 3, 3, 2), seed=1), "v": kit.whole((5, 4, 3, 4), seed=2)}
     constants |= kit.norm_constants("norm", 4, seed=3)
@@ -162,9 +164,7 @@ def test_other_operators_compute_the_same(kit, op, mode):
         nodes = [helper.make_node(op, ["x"], ["y"], name="pool", auto_pad=mode, **more)]
         constants = {}
     else:
-        nodes = [
-            helper.make_node(op, ["x", "w"], ["y"], name="t", auto_pad=mode, strides=[2, 3])
-        ]
+        nodes = [helper.make_node(op, ["x", "w"], ["y"], name="t", auto_pad=mode, strides=[2, 3])]
         constants = {"w": kit.whole((3, 2, 2, 4), seed=1)}
     model = kit.model(nodes, [kit.value("x", x)], [kit.value("y", [None] * 4)], constants)
     result = canonicalise(model).model

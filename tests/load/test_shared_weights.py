@@ -76,7 +76,9 @@ def test_equal_but_separate_weights_are_not_tied_by_onnxslim(kit):
         helper.make_node("Shape", ["b"], ["shape"], name="shape"),
         helper.make_node("Reshape", ["b", "shape"], ["y"], name="reshape"),
     ]
-    model = kit.model(nodes, [kit.value("x", (1, 3, 5, 4))], [kit.value("y", [None] * 4)], constants)
+    model = kit.model(
+        nodes, [kit.value("x", (1, 3, 5, 4))], [kit.value("y", [None] * 4)], constants
+    )
     canonical = canonicalise(model)
     assert canonical.slimmed
     assert {t.name for t in canonical.model.graph.initializer} == set(constants)
@@ -91,7 +93,9 @@ def test_large_shared_weights_are_untied(kit):
         _conv("x", "b2", "w", "b", "c2"),
         helper.make_node("Sub", ["a", "b2"], ["y"], name="sub"),
     ]
-    model = kit.model(nodes, [kit.value("x", (1, 16, 4, 5))], [kit.value("y", [None] * 4)], constants)
+    model = kit.model(
+        nodes, [kit.value("x", (1, 16, 4, 5))], [kit.value("y", [None] * 4)], constants
+    )
     result = canonicalise(model).model
     assert len(result.graph.initializer) == 4
     _assert_untied(result, constants)

@@ -51,7 +51,9 @@ def test_nothing_is_folded_on_request(kit, model):
     assert not canonical.slimmed
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyError, RecursionError, MemoryError, SystemError])
+@pytest.mark.parametrize(
+    "error", [RuntimeError, KeyError, RecursionError, MemoryError, SystemError]
+)
 def test_an_error_is_survived(kit, model, monkeypatch, error):
     def fail(*args, **kwargs):
         raise error("went\nwrong")
@@ -65,7 +67,7 @@ def test_an_error_is_survived(kit, model, monkeypatch, error):
 
 
 def test_no_model_is_survived(kit, model, monkeypatch):
-    monkeypatch.setattr(onnxslim, "slim", lambda *args, **kwargs: None)
+    monkeypatch.setattr(onnxslim, "slim", lambda *_, **__: None)
     canonical = _check(kit, model)
     assert canonical.notes == ("constant folding skipped: onnxslim gave no model",)
 
@@ -107,7 +109,7 @@ GARBAGE = [
 @pytest.mark.parametrize("spoil", GARBAGE)
 def test_garbage_is_survived(kit, model, monkeypatch, spoil):
     """An invalid result is no better than an error: the model itself is perfectly good."""
-    monkeypatch.setattr(onnxslim, "slim", lambda given, **kwargs: spoil(given))
+    monkeypatch.setattr(onnxslim, "slim", lambda given, **_: spoil(given))
     canonical = _check(kit, model)
     assert any(note.startswith("constant folding skipped") for note in canonical.notes)
 

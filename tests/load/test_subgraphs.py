@@ -151,9 +151,7 @@ def test_what_a_subgraph_says_about_itself_is_kept(kit):
     then.doc_string = "branch doc"
     otherwise = _branch(kit, "else", [helper.make_node("Neg", ["x"], ["else"])], shape)
     nodes = [
-        helper.make_node(
-            "If", ["which"], ["y"], name="if", then_branch=then, else_branch=otherwise
-        )
+        helper.make_node("If", ["which"], ["y"], name="if", then_branch=then, else_branch=otherwise)
     ]
     inputs = [kit.value("x", shape), kit.value("which", (), BOOL)]
     model = kit.model(nodes, inputs, [kit.value("y", shape)])

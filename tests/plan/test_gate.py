@@ -108,7 +108,7 @@ def test_a_rewrite_that_fails_names_pass_and_node(
     owner = scripted("made_up", [], None)
     monkeypatch.setattr(type(owner), "rewrite", fail)
     options = Options(((offer("two", 1, (10, 1, 4), 0.1),),), ())
-    with pytest.raises(PassError, match="'made_up'.*'two'.*no such rank"):
+    with pytest.raises(PassError, match=r"'made_up'.*'two'.*no such rank"):
         judged(options, facts, Table([[1.0]]), owner)
 
 

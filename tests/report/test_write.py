@@ -162,7 +162,7 @@ def test_late_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing:
     path = tmp_path / "out.onnx"
     path.write_bytes(b"precious")
     monkeypatch.setattr(failing, full)
-    with pytest.raises(OutputError, match="out.onnx.*No space left"):
+    with pytest.raises(OutputError, match=r"out\.onnx.*No space left"):
         atomically(path, lambda file: file.write(b"new"))
     assert listing(tmp_path) == ["out.onnx"]
     assert path.read_bytes() == b"precious"
