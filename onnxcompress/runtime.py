@@ -20,6 +20,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxcompress.errors import ModelError, ProviderError, UsageError
+from onnxcompress.graph.cost import COUNTED_OPERATORS
 
 ort.set_default_logger_severity(4)
 
@@ -263,7 +264,9 @@ def compute_nodes_elsewhere(
     arithmetic = {
         node.name
         for node in typed.graph.node
-        if all(types.get(name) in _INTEGER_TYPES for name in node.output if name)
+        if node.name
+        and node.op_type not in COUNTED_OPERATORS
+        and all(types.get(name) in _INTEGER_TYPES for name in node.output if name)
     }
     return [
         f"{name} ({op})"

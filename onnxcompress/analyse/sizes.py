@@ -119,9 +119,13 @@ def _size(
 ) -> tuple[int, ...]:
     if given is not None:
         size = tuple(int(v) for v in given)
-        fits = len(size) == len(spec.shape) and all(
-            not isinstance(want, int) or want == have
-            for want, have in zip(spec.shape, size, strict=True)
+        fits = (
+            len(size) == len(spec.shape)
+            and min(size, default=1) > 0
+            and all(
+                not isinstance(want, int) or want == have
+                for want, have in zip(spec.shape, size, strict=True)
+            )
         )
         if not fits:
             raise UsageError(

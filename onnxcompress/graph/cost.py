@@ -102,7 +102,7 @@ def tensor_cost(tensor: onnx.TensorProto) -> Cost:
     if tensor.data_type not in _WEIGHT_TYPES:
         return Cost()
     count = element_count(tensor)
-    return Cost(params=count, weight_bytes=count * _BITS[tensor.data_type] // 8)
+    return Cost(params=count, weight_bytes=-(-count * _BITS[tensor.data_type] // 8))
 
 
 def model_cost(model: onnx.ModelProto, shapes: Shapes) -> Cost:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxcompress.errors import ModelError
+from onnxcompress.graph.constants import dense_constant
 from onnxcompress.graph.memo import Memo
 from onnxcompress.graph.surgeon import export_graph, import_graph
 from onnxcompress.graph.view import captured_names, subgraphs
@@ -186,15 +187,24 @@ class Editor:
                 node.attrs.pop(key, None)
             else:
                 node.attrs[key] = value
-        self._keep.written.add(id(node))
+        self._keep.written.setdefault(id(node), set()).update(values)
         self._log("attributes", node.name)
 
-    def lift(self, node: gs.Node, tensor: onnx.TensorProto) -> None:
-        """Turn the output of a Constant node into an initializer with the values of `tensor`."""
-        output = node.outputs[0]
-        self._drop(node)
-        output.to_constant(LazyValues(tensor))
-        self._log("lift", node.name)
+    def lift_constants(self) -> int:
+        """Turn Constant nodes that hold a dense tensor into initializers; return how many."""
+        count = 0
+        for node in self.nodes:
+            proto = self._keep.protos.get(id(node))
+            tensor = dense_constant(proto) if proto is not None else None
+            if tensor is None or self.is_output(node.outputs[0]):
+                continue
+            output = node.outputs[0]
+            self._drop(node)
+            output.to_constant(LazyValues(tensor))
+            self._keep.outer[tensor.name] = tensor
+            self._log("lift", node.name)
+            count += 1
+        return count
 
     def copy_constant(self, constant: gs.Constant) -> gs.Constant:
         """A second initializer with the same values, sharing the data until export."""

@@ -16,7 +16,7 @@ def with_value_info(model: onnx.ModelProto) -> onnx.ModelProto:
     """Replace the value_info of `model`, in place, by freshly inferred types and shapes."""
     del model.graph.value_info[:]
     light = skeleton(model)
-    inferred = _infer(light.model, data_prop=True)
+    inferred = _infer(light.model)
     model.graph.value_info.extend(
         value for value in inferred.graph.value_info if value.name not in light.weights
     )
@@ -25,10 +25,15 @@ def with_value_info(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def static_shapes(model: onnx.ModelProto) -> Shapes:
     """Every shape that is known without running the model, whatever the inputs' sizes."""
+    return _complete(partial_shapes(model))
+
+
+def partial_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """Every rank that is known without running the model, with None for a dynamic dimension."""
     light = onnx.ModelProto()
     light.CopyFrom(skeleton(model).model)
     del light.graph.value_info[:]
-    return _known(_infer(light, data_prop=True))
+    return _declared(_infer(light))
 
 
 def shapes_at(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> Shapes:
@@ -50,22 +55,30 @@ def shapes_at(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> Sha
     for output in light.graph.output:
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
-    return _known(_infer(light, data_prop=True))
+    return _complete(_declared(_infer(light)))
 
 
-def _infer(model: onnx.ModelProto, *, data_prop: bool) -> onnx.ModelProto:
+def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
-        return onnx.shape_inference.infer_shapes(model, strict_mode=False, data_prop=data_prop)
+        return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except Exception as error:
         raise ModelError(f"shape inference fails: {' '.join(str(error).split())[:300]}") from error
 
 
-def _known(model: onnx.ModelProto) -> Shapes:
-    shapes: Shapes = {}
+def _complete(shapes: dict[str, tuple[int | None, ...]]) -> Shapes:
+    return {
+        name: tuple(dim for dim in shape if dim is not None)
+        for name, shape in shapes.items()
+        if None not in shape
+    }
+
+
+def _declared(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    shapes: dict[str, tuple[int | None, ...]] = {}
     for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
-        if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
-            continue
-        dims = value.type.tensor_type.shape.dim
-        if all(dim.HasField("dim_value") for dim in dims):
-            shapes[value.name] = tuple(dim.dim_value for dim in dims)
+        if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):
+            shapes[value.name] = tuple(
+                dim.dim_value if dim.HasField("dim_value") else None
+                for dim in value.type.tensor_type.shape.dim
+            )
     return shapes

@@ -113,8 +113,11 @@ class LatencyTable:
                 raise ValueError(f"format {content['format']}")
             entries: dict[str, dict[str, list[float]]] = content["entries"]
             for entry in entries.values():
-                if len(entry["original_ms"]) != len(entry["candidate_ms"]):
-                    raise ValueError("rounds do not pair up")
+                pairs = zip(entry["original_ms"], entry["candidate_ms"], strict=True)
+                if not all(float(a) > 0 and float(b) > 0 for a, b in pairs):
+                    raise ValueError("a time is not positive")
+                if not entry["original_ms"]:
+                    raise ValueError("an entry has no rounds")
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             self.notes.append(f"latency table '{self.path}' is unusable ({error}): measured afresh")
             return {}

@@ -24,15 +24,24 @@ _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 def fold_batchnorm(editor: Editor) -> int:
     """Fold every BatchNormalization that can be folded exactly; return how many were."""
+    total = 0
+    # One that was folded may leave another beside a layer.
+    while folded := _fold_once(editor):
+        total += folded
+    return total
+
+
+def _fold_once(editor: Editor) -> int:
     folded = 0
     for node in editor.nodes:
-        if node.op != "BatchNormalization" or not _is_inference(node):
+        if node.op != "BatchNormalization" or not (_is_onnx(node) and _is_inference(node)):
             continue
         factor, shift = _affine(node)
         before = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
         if (
             before is not None
             and before.op in _LAYERS
+            and _is_onnx(before)
             and _only_reader(editor, node.inputs[0], node)
             and _fold_after(editor, before, factor, shift)
         ):
@@ -43,6 +52,7 @@ def fold_batchnorm(editor: Editor) -> int:
         if (
             after is not None
             and after.op in _LAYERS
+            and _is_onnx(after)
             and after.inputs[0] is node.outputs[0]
             and _only_reader(editor, node.outputs[0], after)
             and _fold_before(editor, after, factor, shift)
@@ -50,6 +60,10 @@ def fold_batchnorm(editor: Editor) -> int:
             editor.bypass(node, node.inputs[0])
             folded += 1
     return folded
+
+
+def _is_onnx(node: gs.Node) -> bool:
+    return node.domain in {None, "", "ai.onnx"}
 
 
 def _is_inference(node: gs.Node) -> bool:
@@ -90,8 +104,7 @@ def _fold_after(editor: Editor, layer: gs.Node, factor: Array, shift: Array) -> 
     bias = _bias(layer, len(factor))
     if bias is None:
         return False
-    _write(editor, layer, scaled, factor * bias + shift)
-    return True
+    return _write(editor, layer, scaled, factor * bias + shift)
 
 
 def _fold_before(editor: Editor, layer: gs.Node, factor: Array, shift: Array) -> bool:
@@ -124,8 +137,7 @@ def _fold_before(editor: Editor, layer: gs.Node, factor: Array, shift: Array) ->
     bias = _bias(layer, len(added))
     if bias is None:
         return False
-    _write(editor, layer, scaled, bias + added)
-    return True
+    return _write(editor, layer, scaled, bias + added)
 
 
 def _bias(layer: gs.Node, channels: int) -> Array | None:
@@ -135,20 +147,25 @@ def _bias(layer: gs.Node, channels: int) -> Array | None:
     if not isinstance(layer.inputs[2], gs.Constant):
         return None
     bias = np.asarray(layer.inputs[2].values, np.float64) * float(layer.attrs.get("beta", 1.0))
-    if bias.size not in {1, channels} or bias.shape[-1:] not in {(), (1,), (channels,)}:
+    if bias.size != 1 and (bias.size, bias.shape[-1]) != (channels, channels):
         return None
     return np.broadcast_to(bias.reshape(-1), (channels,)).copy()
 
 
-def _write(editor: Editor, layer: gs.Node, weight: Array, bias: Array) -> None:
-    """Give the layer new constants, in the dtype of its old weight."""
+def _write(editor: Editor, layer: gs.Node, weight: Array, bias: Array) -> bool:
+    """Give the layer new constants, in the dtype of its old weight, unless they overflow there."""
     old = layer.inputs[1]
     dtype = old.values.dtype
-    editor.set_input(layer, 1, editor.constant(f"{old.name}_folded", weight.astype(dtype)))
+    with np.errstate(over="ignore"):
+        weight_cast, bias_cast = weight.astype(dtype), bias.astype(dtype)
+    if not (np.isfinite(weight_cast).all() and np.isfinite(bias_cast).all()):
+        return False
+    editor.set_input(layer, 1, editor.constant(f"{old.name}_folded", weight_cast))
     hint = layer.inputs[2].name if len(layer.inputs) > 2 and layer.inputs[2].name else layer.name
-    editor.set_input(layer, 2, editor.constant(f"{hint}_bias_folded", bias.astype(dtype)))
+    editor.set_input(layer, 2, editor.constant(f"{hint}_bias_folded", bias_cast))
     if layer.op == "Gemm" and layer.attrs.get("beta", 1.0) != 1.0:
         editor.set_attributes(layer, {"beta": None})
+    return True
 
 
 def _is_padded(layer: gs.Node) -> bool:

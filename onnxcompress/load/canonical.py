@@ -46,8 +46,17 @@ def canonicalise(model: onnx.ModelProto, *, fold_constants: bool = True) -> Cano
     Raises:
         ModelError: the model is invalid, or an operation cannot be carried out on it.
     """
+    try:
+        return _canonicalise(model, fold_constants=fold_constants)
+    except UnicodeDecodeError as error:
+        # Protobuf decodes names when they are read, which may be anywhere.
+        raise ModelError(f"the model contains a name that is not text: {error}") from error
+
+
+def _canonicalise(model: onnx.ModelProto, *, fold_constants: bool) -> Canonical:
     notes: list[str] = []
     check_structure(model)
+    check_values(model)
     if model.functions:
         notes.append(f"{len(model.functions)} local functions inlined")
         model = _inlined(model)
@@ -61,7 +70,7 @@ def canonicalise(model: onnx.ModelProto, *, fold_constants: bool = True) -> Cano
             f"{len(overridable)} initializers were also inputs with a default: now constants"
         )
     editor = Editor(slimmed.skeleton.model, weights=slimmed.skeleton.weights)
-    lifted = _lift_constants(editor)
+    lifted = editor.lift_constants()
     aliases = _drop_identities(editor)
     untied = _untie(editor)
     folded = fold_batchnorm(editor)
@@ -77,7 +86,6 @@ def canonicalise(model: onnx.ModelProto, *, fold_constants: bool = True) -> Cano
             notes.append(f"{count} {words}")
     result = with_value_info(_within_interface(editor.finish(), model))
     check_structure(result)
-    check_values(result)
     return Canonical(result, tuple(notes), slimmed.changed)
 
 
@@ -90,46 +98,6 @@ def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _unslimmed(model: onnx.ModelProto) -> Slimmed:
     return Slimmed(skeleton(model), False, "")
-
-
-def _lift_constants(editor: Editor) -> int:
-    """Turn Constant nodes that hold a dense tensor into initializers."""
-    count = 0
-    for node in editor.nodes:
-        if node.op != "Constant" or node.domain not in {None, "", "ai.onnx"}:
-            continue
-        tensor = _constant_tensor(node)
-        if tensor is None or editor.is_output(node.outputs[0]):
-            continue
-        editor.lift(node, tensor)
-        count += 1
-    return count
-
-
-def _constant_tensor(node: gs.Node) -> onnx.TensorProto | None:
-    """The value of a Constant node, whichever attribute holds it."""
-    name = node.outputs[0].name
-    helper = onnx.helper
-    for key, value in node.attrs.items():
-        match key:
-            case "value":
-                tensor = onnx.TensorProto()
-                tensor.CopyFrom(
-                    value._values.tensor
-                    if hasattr(value._values, "tensor")
-                    else onnx.numpy_helper.from_array(value.values)
-                )
-                tensor.name = name
-                return tensor
-            case "value_float":
-                return helper.make_tensor(name, onnx.TensorProto.FLOAT, [], [value])
-            case "value_floats":
-                return helper.make_tensor(name, onnx.TensorProto.FLOAT, [len(value)], value)
-            case "value_int":
-                return helper.make_tensor(name, onnx.TensorProto.INT64, [], [value])
-            case "value_ints":
-                return helper.make_tensor(name, onnx.TensorProto.INT64, [len(value)], value)
-    return None
 
 
 def _drop_identities(editor: Editor) -> int:

@@ -12,7 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxcompress.graph.editor import Editor
-from onnxcompress.graph.infer import static_shapes
+from onnxcompress.graph.infer import partial_shapes
 
 _POOLS_AND_CONV = frozenset({"Conv", "MaxPool"})
 
@@ -29,7 +29,7 @@ def make_pads_explicit(editor: Editor, skeleton: onnx.ModelProto) -> int:
         for node in editor.nodes
         if node.op in _POOLS_AND_CONV and node.attrs.get("auto_pad", "NOTSET") not in {"NOTSET", ""}
     ]
-    shapes = static_shapes(skeleton) if chosen else {}
+    shapes = partial_shapes(skeleton) if chosen else {}
     count = 0
     for node in chosen:
         pads = _explicit(node, shapes.get(node.inputs[0].name))
@@ -39,16 +39,20 @@ def make_pads_explicit(editor: Editor, skeleton: onnx.ModelProto) -> int:
     return count
 
 
-def _explicit(node: gs.Node, shape: tuple[int, ...] | None) -> list[int] | None:
+def _explicit(node: gs.Node, shape: tuple[int | None, ...] | None) -> list[int] | None:
     kernel = node.attrs.get("kernel_shape") or list(node.inputs[1].shape[2:])
     if node.attrs["auto_pad"] == "VALID":
         return [0] * (2 * len(kernel))
-    if shape is None or node.attrs.get("ceil_mode", 0):
-        return None
     strides = node.attrs.get("strides") or [1] * len(kernel)
     dilations = node.attrs.get("dilations") or [1] * len(kernel)
+    if node.op == "MaxPool" and (node.attrs.get("ceil_mode", 0) or max(dilations) > 1):
+        # ONNX Runtime's own padding differs from the formula here: leave it to decide.
+        return None
+    sizes = [size for size in (shape or ())[2:] if size is not None]
+    if len(sizes) != len(kernel):
+        return None
     begins, ends = [], []
-    for size, k, stride, dilation in zip(shape[2:], kernel, strides, dilations, strict=True):
+    for size, k, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         out = ceil(size / stride)
         total = max((out - 1) * stride + (k - 1) * dilation + 1 - size, 0)
         small, large = total // 2, total - total // 2

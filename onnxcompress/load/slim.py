@@ -7,13 +7,16 @@ the original in ONNX Runtime before it is believed.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx
 
+from onnxcompress.graph.constants import dense_constant
 from onnxcompress.graph.skeleton import Skeleton, skeleton
 from onnxcompress.graph.view import subgraphs
-from onnxcompress.load.checks import one_line
+from onnxcompress.load.checks import check_structure, one_line
 
 _WEIGHT_READERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 _FOLDABLE = frozenset({"Shape", "Size", "ConstantOfShape", "Dropout", "Identity", "Range"})
@@ -40,16 +43,34 @@ def slim(model: onnx.ModelProto) -> Slimmed:
         return Slimmed(light, False, f"constant folding skipped: {reason}")
     copy = onnx.ModelProto()
     copy.CopyFrom(light.model)
+    for node in copy.graph.node:
+        tensor = dense_constant(node)
+        if tensor is not None:
+            # onnxslim takes value_float and its kin for double precision.
+            del node.attribute[:]
+            node.attribute.append(onnx.helper.make_attribute("value", tensor))
     try:
         # Imported here: it pulls in sympy, which most models never need.
         import onnxslim
+        from onnxslim.core.pattern.registry import DEFAULT_FUSION_PATTERNS
 
-        folded = onnxslim.slim(copy, skip_optimizations=_SKIPPED)
+        folded = onnxslim.slim(
+            copy,
+            skip_optimizations=_SKIPPED,
+            skip_fusion_patterns=_fusions(DEFAULT_FUSION_PATTERNS),
+        )
+        if folded is None:
+            return Slimmed(light, False, "constant folding skipped: onnxslim gave no model")
+        slimmed = _reframed(folded, light.model)
+        check_structure(slimmed)
     except Exception as error:  # noqa: BLE001  (a third-party optimiser may fail in any way)
         return Slimmed(light, False, f"constant folding skipped: onnxslim: {one_line(error)}")
-    if folded is None:
-        return Slimmed(light, False, "constant folding skipped: onnxslim gave no model")
-    return Slimmed(Skeleton(_reframed(folded, light.model), light.weights), True, "")
+    return Slimmed(Skeleton(slimmed, light.weights), True, "")
+
+
+def _fusions(patterns: Iterable[str]) -> list[str]:
+    """Patterns that merge layers: ONNX Runtime does that itself, and so nodes keep their names."""
+    return [name for name in patterns if name.startswith("Fusion")]
 
 
 def _reframed(folded: onnx.ModelProto, original: onnx.ModelProto) -> onnx.ModelProto:
@@ -59,9 +80,10 @@ def _reframed(folded: onnx.ModelProto, original: onnx.ModelProto) -> onnx.ModelP
     del model.graph.node[:]
     del model.graph.initializer[:]
     del model.graph.value_info[:]
-    before = {(node.name, tuple(node.output)): node for node in original.graph.node}
+    names = Counter(node.name for node in original.graph.node)
+    before = {node.name: node for node in original.graph.node if names[node.name] == 1}
     for node in folded.graph.node:
-        kept = before.get((node.name, tuple(node.output)))
+        kept = before.get(node.name)
         copied = model.graph.node.add()
         copied.CopyFrom(node)
         if kept is not None and kept.op_type == node.op_type:
@@ -91,6 +113,8 @@ def _unsafe(model: onnx.ModelProto) -> str:
             return f"node '{node.name}' ({node.op_type}) has a subgraph"
         if node.domain not in {"", "ai.onnx"}:
             return f"node '{node.name}' is of custom domain '{node.domain}'"
+        if node.op_type == "Constant" and dense_constant(node) is None:
+            return f"node '{node.name}' holds a sparse or string constant"
     if model.graph.sparse_initializer:
         return "the graph has sparse initializers"
     return ""

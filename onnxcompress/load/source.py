@@ -38,11 +38,12 @@ def read_source(source: ModelSource) -> Source:
         ModelError: missing or unreadable file, not an ONNX model, or external data that is
             missing, too short, or outside the model's folder.
     """
-    if isinstance(source, onnx.ModelProto):
-        return Source(source, "in-memory model", source.ByteSize())
-    if isinstance(source, gs.Graph):
-        model = gs.export_onnx(source)
-        return Source(model, "in-memory graph", model.ByteSize())
+    if isinstance(source, (onnx.ModelProto, gs.Graph)):
+        graph = isinstance(source, gs.Graph)
+        model = gs.export_onnx(source) if graph else source
+        label = "in-memory graph" if graph else "in-memory model"
+        load_contained(model, None, label)
+        return Source(model, label, model.ByteSize())
     if isinstance(source, (str, Path)):
         return _read_file(Path(source))
     data = source if isinstance(source, bytes) else source.read()
@@ -59,8 +60,9 @@ def _read_file(path: Path) -> Source:
         raise ModelError(f"model file '{path}' does not exist") from error
     except IsADirectoryError as error:
         raise ModelError(f"'{path}' is a folder, not a model file") from error
-    except OSError as error:
-        raise ModelError(f"model file '{path}' cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"model file '{path}' cannot be read: {reason}") from error
     size = len(data)
     model = _parse(data, str(path))
     del data

@@ -96,6 +96,13 @@ def test_sizes_are_fixed(kit):
     assert [(o.domain, o.version) for o in layer.opset_import] == [("", 17)]
 
 
+def test_operator_of_another_domain_stops_the_chain(kit):
+    model = _network(kit, ("Relu", ["a"], "y"))
+    model.graph.node[1].domain = "elsewhere"
+    model.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    assert kit.operators(_extract(model)) == ["Conv"]
+
+
 def test_visible_from_outside_stops_the_chain(kit):
     model = _network(kit, ("Relu", ["a"], "y"), outputs=("y", "a"))
     assert kit.operators(_extract(model)) == ["Conv"]

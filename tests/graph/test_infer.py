@@ -42,9 +42,11 @@ def test_other_sizes_give_other_shapes(model):
 
 
 def test_declared_output_and_stale_value_info_do_not_stand_in_the_way(kit, model):
-    model.graph.output[0].CopyFrom(kit.value("y", ("n", "m")))
     model.graph.value_info.append(kit.value("a", (7, 7, 7, 7)))
-    assert shapes_at(model, {"x": (2, 3, 9, 11)})["a"] == (2, 40, 4, 8)
+    for declared in (("n", "m"), (1, 640)):
+        model.graph.output[0].CopyFrom(kit.value("y", declared))
+        shapes = shapes_at(model, {"x": (2, 3, 9, 11)})
+        assert (shapes["a"], shapes["y"]) == ((2, 40, 4, 8), (2, 1280))
 
 
 def test_sizes_that_contradict_the_graph(kit):

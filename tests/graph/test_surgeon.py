@@ -169,6 +169,7 @@ def test_weights_come_back_from_aside(kit):
     result = export_graph(graph, keep)
     assert [i.name for i in result.graph.input] == ["x"]
     assert list(result.graph.initializer) == list(model.graph.initializer)
+    assert [node.doc_string for node in result.graph.node] == ["the layer", ""]
     kit.assert_same(model, result, {"x": kit.whole((2, 40), seed=3)})
 
 

@@ -114,9 +114,9 @@ def test_new_entries_join_the_old_ones_in_the_file(stopwatch, layer, tmp_path):
 
 
 CONTEXTS = {
-    "threads": lambda m: replace(ONE, threads=2),
-    "provider": lambda m: replace(ONE, providers=("cuda", "cpu")),
-    "order": lambda m: replace(ONE, providers=("cpu", "cuda")),
+    "threads": lambda _: replace(ONE, threads=2),
+    "provider": lambda _: replace(ONE, providers=("cuda", "cpu")),
+    "order": lambda _: replace(ONE, providers=("cpu", "cuda")),
     "device": lambda m: m.setattr(table_module, "device_name", lambda _: "cpu:other"),
     "version": lambda m: m.setattr(onnxruntime, "__version__", "0.0.1"),
 }

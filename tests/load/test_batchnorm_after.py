@@ -242,8 +242,8 @@ def test_folded_values_are_rounded_once(kit):
     factor = scale.astype(float) / np.sqrt(variance.astype(float) + epsilon)
     expected_weight = (weight * factor[:, None, None, None]).astype(np.float32)
     expected_bias = (factor * bias + beta - mean * factor).astype(np.float32)
-    # Rounding once leaves half a unit in the last place; another order of operations in float64
-    # moves that by one unit at most.
-    np.testing.assert_array_max_ulp(folded[0], expected_weight, 1)
-    np.testing.assert_array_max_ulp(folded[1], expected_bias, 1)
+    # Another order of operations in float64 moves a value by 2^-53 of it, which changes what it
+    # rounds to in float32 about once in 2^28 times: these seeds give no such case.
+    np.testing.assert_array_equal(folded[0], expected_weight)
+    np.testing.assert_array_equal(folded[1], expected_bias)
     assert folded[1].dtype == np.float32

@@ -105,6 +105,19 @@ def test_normalised_weight_is_not_folded_as_an_input(kit):
     _check(kit, model, feeds, ["BatchNormalization", "Conv"])
 
 
+@pytest.mark.parametrize("width", [5, 3], ids=["distinct", "equal"])
+def test_normalised_c_of_a_gemm_is_not_folded_as_an_input(kit, width):
+    nodes = [
+        kit.norm("norm", "c", "n"),
+        helper.make_node("Gemm", ["x", "w", "n"], ["y"], name="gemm"),
+    ]
+    inputs = [kit.value("x", (3, 3)), kit.value("c", (3, width))]
+    constants = {"w": kit.whole((3, width), seed=1), **kit.norm_constants("norm", width, seed=2)}
+    model = kit.model(nodes, inputs, [kit.value("y", (3, width))], constants)
+    feeds = {"x": kit.whole((3, 3), seed=3), "c": kit.whole((3, width), seed=4)}
+    _check(kit, model, feeds, ["BatchNormalization", "Gemm"])
+
+
 def test_captured_by_a_subgraph(kit):
     x = (2, 3, 6, 5)
     shape = (2, 4, 5, 4)
@@ -144,6 +157,19 @@ def test_training_mode(kit):
     assert list(result.graph.node[1].input) == list(norm.input)
     assert list(result.graph.node[1].output) == list(norm.output)
     assert helper.get_node_attr_value(result.graph.node[1], "training_mode") == 1
+
+
+def test_training_mode_of_opset_9(kit):
+    """Before opset 14 the number of outputs said whether it was training."""
+    x = (2, 3, 6, 5)
+    norm = kit.norm("norm", "a", "y")
+    norm.output.extend(["mean", "var", "saved_mean", "saved_var"])
+    nodes = [helper.make_node("Conv", ["x", "w"], ["a"], name="conv"), norm]
+    constants = _constants(kit, x, 4)
+    model = kit.model(nodes, [kit.value("x", x)], [kit.value("y", [None] * 4)], constants, opset=9)
+    result = canonicalise(model).model
+    assert kit.operators(result) == ["Conv", "BatchNormalization"]
+    assert list(result.graph.node[1].output) == list(norm.output)
 
 
 @pytest.mark.parametrize("part", ["scale", "bias", "mean", "var"])

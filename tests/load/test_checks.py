@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxcompress.errors import ModelError
 from onnxcompress.load.canonical import canonicalise
@@ -62,6 +62,21 @@ def test_large_weight_with_one_nan(kit):
         [node], [kit.value("x", (2, 100))], [kit.value("y", (2, 200))], {"bad": values}
     )
     _assert_refused(model, "'bad' of node 'the layer'")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("fold", [True, False])
+def test_weight_in_a_constant_node_that_is_not_finite(kit, value, fold):
+    values = kit.whole((3, 4), seed=1)
+    values[1, 2] = value
+    nodes = [
+        helper.make_node("Constant", [], ["bad"], value=numpy_helper.from_array(values)),
+        helper.make_node("Identity", ["x"], ["i"], name="identity"),
+        helper.make_node("MatMul", ["i", "bad"], ["y"], name="the layer"),
+    ]
+    model = kit.model(nodes, [kit.value("x", (2, 3))], [kit.value("y", (2, 4))])
+    with pytest.raises(ModelError, match="'bad' of node 'the layer' contains NaN or infinite"):
+        canonicalise(model, fold_constants=fold)
 
 
 @pytest.mark.parametrize("part", ["scale", "bias", "mean", "var"])
@@ -141,6 +156,14 @@ def test_tensor_whose_data_does_not_fit(kit, tensor):
     model.graph.initializer.append(tensor)
     # The checker names the field or the type where it does not name the tensor.
     _assert_refused(model, "'bad'|name: bad|data type|data_type")
+
+
+@pytest.mark.parametrize("dims", [[-4, 3, 2, 2], [-4, -3, 2, 2], [4, 3, 2, -2]])
+def test_negative_dimension_is_called_that(kit, dims):
+    node = helper.make_node("Conv", ["x", "bad"], ["y"], name="conv")
+    model = kit.model([node], [kit.value("x", (2, 3, 6, 5))], [kit.value("y", [None] * 4)])
+    model.graph.initializer.append(_tensor("bad", FLOAT, dims, b"\0" * 192))
+    _assert_refused(model, "'bad' has a negative dimension")
 
 
 def test_tensor_in_front_of_a_normalisation(kit):

@@ -109,7 +109,7 @@ def test_sparse_and_string_constants_stay_nodes(kit, fold):
 @pytest.mark.parametrize("fold", [True, False])
 @pytest.mark.parametrize("size", [3, 1500], ids=["small", "large"])
 def test_constants_that_are_graph_outputs(kit, size, fold):
-    """A Constant node, an initializer, and an Identity of one, all visible from outside."""
+    """A Constant node, an initializer, an Identity of one, and one that no node reads."""
     weights = kit.whole((size,), seed=1)
     nodes = [
         helper.make_node("Constant", [], ["k"], name="constant", value_floats=[2.0, 3.0]),
@@ -117,10 +117,11 @@ def test_constants_that_are_graph_outputs(kit, size, fold):
         helper.make_node("Add", ["x", "w"], ["y"], name="add"),
     ]
     outputs = [kit.value("y", (2, size)), kit.value("k", (2,))]
-    outputs += [kit.value("w", (size,)), kit.value("z", (size,))]
-    model = kit.model(nodes, [kit.value("x", (2, size))], outputs, {"w": weights})
+    outputs += [kit.value("w", (size,)), kit.value("z", (size,)), kit.value("alone", (size,))]
+    constants = {"w": weights, "alone": weights + 1}
+    model = kit.model(nodes, [kit.value("x", (2, size))], outputs, constants)
     result = canonicalise(model, fold_constants=fold).model
-    assert [o.name for o in result.graph.output] == ["y", "k", "w", "z"]
+    assert [o.name for o in result.graph.output] == ["y", "k", "w", "z", "alone"]
     kit.assert_same(model, result, {"x": kit.whole((2, size), seed=2)})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 
 import numpy as np
 import onnx
@@ -154,6 +155,39 @@ def test_folder_in_place_of_the_file(model, folder):
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300])
 def test_name_that_no_file_can_have(model, folder, name):
     _assert_refused(folder, _external(model, name), "external data")
+
+
+def test_name_that_is_no_text(model, folder):
+    """Protobuf checks its strings when they are read, not when they are parsed."""
+    data = _external(model, "weights.bin").SerializeToString()
+    assert data.count(b"weights.bin") == 1
+    path = folder / "net.onnx"
+    path.write_bytes(data.replace(b"weights.bin", b"\xffeights.bin"))
+    with pytest.raises(ModelError):
+        read_source(path)
+
+
+class Hung(BaseException):
+    """Raised by the alarm; no handler of the engine catches it."""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipe_in_place_of_the_file(model, folder):
+    """Opening a pipe that nobody writes to would wait for ever."""
+    os.mkfifo(folder / "weights.bin")
+    path = _write(folder, _external(model, "weights.bin", 0, 0))
+
+    def stop(*_):
+        raise Hung
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    try:
+        with pytest.raises(ModelError):
+            read_source(path)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize(

@@ -161,8 +161,8 @@ def test_scalars_stay_shared(kit):
 
 
 @pytest.mark.parametrize("size", [4, 40], ids=["small", "large"])
-def test_weight_that_a_subgraph_reads_too_is_stored_once(kit, size):
-    """The main graph's copy serves the branches: it is neither lost nor copied into them."""
+def test_weight_that_a_subgraph_reads_too(kit, size):
+    """The main graph gets its own copy; the branches share the one outside them."""
     shape = (2, size)
     branches = {
         f"{name}_branch": helper.make_graph(
@@ -184,6 +184,10 @@ def test_weight_that_a_subgraph_reads_too_is_stored_once(kit, size):
     for which in (True, False):
         feeds = {"x": kit.whole(shape, seed=2), "which": np.array(which)}
         kit.assert_same(model, result, feeds)
-    assert [t.name for t in result.graph.initializer] == ["w"]
-    inner = [t.name for a in result.graph.node[0].attribute for t in a.g.initializer]
-    assert inner == []
+    inner = [a.g for a in result.graph.node[0].attribute]
+    assert [list(g.node[0].input) for g in inner] == [["x", "w"], ["x", "w"]]
+    assert [t.name for g in inner for t in g.initializer] == []
+    assert result.graph.node[1].input[1] != "w"
+    assert len(result.graph.initializer) == 2
+    for tensor in result.graph.initializer:
+        np.testing.assert_array_equal(numpy_helper.to_array(tensor), constants["w"])

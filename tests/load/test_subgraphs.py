@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxcompress.errors import ModelError
 from onnxcompress.load.canonical import canonicalise
 
 INT64, BOOL = TensorProto.INT64, TensorProto.BOOL
@@ -141,10 +142,11 @@ def test_loop_that_captures_and_carries(kit):
     kit.assert_same(model, result, {"x": kit.whole(shape, seed=1)})
 
 
-def test_what_a_subgraph_says_about_itself_is_kept(kit):
+@pytest.mark.parametrize("alias", [False, True], ids=["as it was", "capture renamed"])
+def test_what_a_subgraph_says_about_itself_is_kept(kit, alias):
     """Doc strings, metadata and local constants inside a branch survive."""
-    shape = (2, 3)
-    inner = helper.make_node("Add", ["x", "local"], ["then"], name="add", doc_string="inner doc")
+    shape, source = (2, 3), "alias" if alias else "x"
+    inner = helper.make_node("Add", [source, "local"], ["then"], name="add", doc_string="inner doc")
     inner.metadata_props.add(key="origin", value="layer 7")
     local = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "local")
     then = _branch(kit, "then", [inner], shape, [local])
@@ -153,11 +155,60 @@ def test_what_a_subgraph_says_about_itself_is_kept(kit):
     nodes = [
         helper.make_node("If", ["which"], ["y"], name="if", then_branch=then, else_branch=otherwise)
     ]
+    if alias:
+        nodes.insert(0, helper.make_node("Identity", ["x"], ["alias"], name="identity"))
     inputs = [kit.value("x", shape), kit.value("which", (), BOOL)]
     model = kit.model(nodes, inputs, [kit.value("y", shape)])
     result = _check(kit, model, {"x": kit.whole(shape, seed=1)})
-    (found,) = [a.g for a in result.graph.node[0].attribute if a.name == "then_branch"]
+    (node,) = result.graph.node
+    (found,) = [a.g for a in node.attribute if a.name == "then_branch"]
     assert found.doc_string == "branch doc"
     assert [t.name for t in found.initializer] == ["local"]
+    assert list(found.node[0].input) == ["x", "local"]
     assert found.node[0].doc_string == "inner doc"
     assert [(p.key, p.value) for p in found.node[0].metadata_props] == [("origin", "layer 7")]
+
+
+def test_constant_of_a_branch_that_shadows_one_outside(kit):
+    """Neither the checker nor ONNX Runtime minds: it computes the same, or it is refused."""
+    shape = (2, 3)
+    own = numpy_helper.from_array(np.array([5, 6, 7], np.float32), "k")
+    then = _branch(kit, "then", [helper.make_node("Add", ["x", "k"], ["then"])], shape, [own])
+    otherwise = _branch(kit, "else", [helper.make_node("Neg", ["x"], ["else"])], shape)
+    nodes = [
+        helper.make_node("If", ["which"], ["i"], name="i", then_branch=then, else_branch=otherwise),
+        helper.make_node("Mul", ["i", "k"], ["y"], name="mul"),
+    ]
+    inputs = [kit.value("x", shape), kit.value("which", (), BOOL)]
+    constants = {"k": np.array([1, 2, 3], np.float32)}
+    model = kit.model(nodes, inputs, [kit.value("y", shape)], constants)
+    try:
+        result = canonicalise(model).model
+    except ModelError:
+        return  # its names are not unique, so that it may well be refused
+    for which in (True, False):
+        feeds = {"x": kit.whole(shape, seed=1), "which": np.array(which)}
+        kit.assert_same(model, result, feeds)
+
+
+def test_optional_tensor_out_of_a_branch(kit):
+    """A type that graphsurgeon does not know."""
+    shape = (2, 3)
+    optional = helper.make_optional_type_proto(
+        helper.make_tensor_type_proto(TensorProto.FLOAT, shape)
+    )
+    branches = {}
+    for name, op in (("then", "Neg"), ("else", "Abs")):
+        inner = [
+            helper.make_node(op, ["x"], [f"{name} t"], name=name),
+            helper.make_node("Optional", [f"{name} t"], [name], name=f"wrap {name}"),
+        ]
+        out = helper.make_value_info(name, optional)
+        branches[f"{name}_branch"] = helper.make_graph(inner, name, [], [out])
+    nodes = [
+        helper.make_node("If", ["which"], ["o"], name="if", **branches),
+        helper.make_node("OptionalGetElement", ["o"], ["y"], name="get"),
+    ]
+    inputs = [kit.value("x", shape), kit.value("which", (), BOOL)]
+    model = kit.model(nodes, inputs, [kit.value("y", shape)])
+    _check(kit, model, {"x": kit.whole(shape, seed=1)})

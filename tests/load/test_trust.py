@@ -46,6 +46,19 @@ def test_rounding_passes(kit, weight, feeds):
     assert computes_the_same(_model(kit, weight), _model(kit, close), feeds, ONE)
 
 
+def test_one_percent_does_not_pass(kit, weight, feeds):
+    off = _model(kit, weight * np.float32(1.01))
+    assert not computes_the_same(_model(kit, weight), off, feeds, ONE)
+
+
+def test_another_type_does_not_pass(kit, weight, feeds):
+    cast = _model(kit, weight)
+    cast.graph.node[-1].output[0] = "before"
+    cast.graph.node.append(helper.make_node("Cast", ["before"], ["y"], name="cast", to=11))
+    cast.graph.output[0].type.tensor_type.elem_type = 11
+    assert not computes_the_same(_model(kit, weight), cast, feeds, ONE)
+
+
 def test_one_wrong_weight_does_not_pass(kit, weight, feeds):
     wrong = weight.copy()
     wrong[1, 2, 0, 1] += 1

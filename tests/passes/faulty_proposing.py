@@ -127,6 +127,11 @@ class Brittle(Tucker2):
 class Trusting(Tucker2):
     """Where the numbers make no sense it offers full rank without having looked at them."""
 
+    def sites(self, facts: Facts) -> Iterator[Site | Refusal]:
+        for found in super().sites(facts):
+            senseless = isinstance(found, Refusal) and "NaN or infinite" in found.reason
+            yield Site(self.name, found.node) if senseless else found
+
     def candidates(self, site: Site, facts: Facts) -> Offers:
         try:
             return super().candidates(site, facts)
