@@ -102,7 +102,9 @@ def compress(
         eval_data=str(eval_data) if isinstance(eval_data, Path) else eval_data,
         preprocess=preprocess,
         metric=metric,
-        execution=Execution(tuple(n.strip() for n in names), threads or default_threads()),
+        execution=Execution(
+            tuple(n.strip() for n in names), default_threads() if threads is None else threads
+        ),
         shapes=sizes,
         batch=batch,
         gate=gate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -61,6 +62,10 @@ class Config:
     def __post_init__(self) -> None:
         if not self.max_drop >= 0:
             raise UsageError(f"--max-drop must be 0 or more points, not {self.max_drop:g}")
+        if math.isnan(self.min_snr):
+            raise UsageError("--min-snr must be a number of decibels, not nan")
+        if self.seed < 0:
+            raise UsageError(f"--seed must be 0 or more, not {self.seed}")
         if self.confidence is not None and not 0.0 < self.confidence < 1.0:
             raise UsageError(f"--confidence lies between 0 and 1, not {self.confidence:g}")
         if self.batch is not None and self.batch < 1:

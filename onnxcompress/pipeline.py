@@ -84,6 +84,7 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         progress.stage("rewrite")
         rewritten = rewrite(prepared.facts.model, plan.chosen, planner.passes, memo=planner.memo)
         plan = with_rolled_back(plan, rewritten)
+        demand_gain(plan, planner)
         progress.stage("verify accuracy")
         accuracy = _accuracy(prepared, rewritten.model, bounds, metric, progress)
         last = attempt == _MAX_ATTEMPTS
@@ -148,6 +149,8 @@ def _accuracy(
 
 def prepare(source: ModelSource, config: Config, progress: Progress) -> Prepared:
     """Load the model and the data, and analyse."""
+    if config.metric is not None:
+        parse_metric(config.metric)
     progress.stage("load")
     given = read_source(source)
     canonical = canonicalise(given.model)

@@ -6,6 +6,7 @@ tighter bound, because networks know their training images by heart and lose les
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -47,6 +48,7 @@ _TRIAL = (100, 512, 3e11)
 _PROBE = (8, 64, 3e10)
 """Fewest and most samples of a trial and of a probe, and the MACs that either may spend."""
 _TIGHTEN = 0.4
+_STEPS = 20
 _CAUTION = 0.5
 """Share of the bound that a trial may use: networks lose less on images they were trained on."""
 
@@ -65,6 +67,7 @@ class Planner:
         self._facts, self._inputs, self._config = facts, inputs, config
         self._source, self._progress = source, progress
         self._budget: float | None = None
+        self._last: tuple[Candidate[Any], ...] = ()
         self._slack: dict[str, float] = {}
         self._factors: list[float] | None = None
         self._options: Options | None = None
@@ -91,6 +94,7 @@ class Planner:
             return self._replay
         options = self._offers()
         choice = self._choose(options)
+        self._last = choice.chosen
         return Plan(
             model_digest=model_digest(self._facts.model),
             passes=described(self._owners),
@@ -104,26 +108,38 @@ class Planner:
         """Spend less damage next time; False when there is nothing left to give up."""
         if self._replay is not None or self._budget is None or self._config.targets:
             return False
-        self._budget *= _TIGHTEN
-        return True
+        options = self._offers()
+        factors = self._sensitivities(options)
+        for _ in range(_STEPS):
+            self._budget *= _TIGHTEN
+            chosen = within_budget(options.sites, factors, self.timings, self._budget).chosen
+            if chosen != self._last:
+                return bool(chosen)
+        return False
 
     def tighten_targets(self, verdict: Verdict) -> bool:
         """Save more next time, by what was missing; False when no other plan can help."""
         if self._replay is not None or not verdict.accuracy.ok:
             return False
-        changed = False
+        missed = {}
         for kind, fraction in self._config.targets.items():
             excess = verdict.remaining(kind) - fraction
             if excess > 0 and kind in {"latency", "size"}:
                 total = self._measured_baseline().latency_ms if kind == "latency" else None
-                # A little more than was missing: the next miss would cost another attempt.
-                more = 1.25 * excess * (total or float(verdict.before.file_bytes))
-                self._slack[kind] = self._slack.get(kind, 0.0) + more
-                changed = True
-        return changed
+                missed[kind] = excess * (total or float(verdict.before.file_bytes))
+        # A little more than was missing at first, then ever more, until another choice results.
+        for step in range(_STEPS):
+            for kind, excess in missed.items():
+                self._slack[kind] = self._slack.get(kind, 0.0) + 1.25 * excess * 1.5**step
+            if missed and self._choose(self._offers()).chosen != self._last:
+                return True
+        return False
 
     def why_nothing(self, plan: Plan) -> str:
         """The most frequent reasons for leaving layers alone, in words."""
+        failed = [r.reason for r in plan.refusals if r.reason.startswith("rolled back")]
+        if failed:
+            return failed[0]
         counts = Counter(_general(refusal.reason) for refusal in plan.refusals)
         if not counts:
             return "the model has no layer that the passes know"
@@ -282,4 +298,4 @@ def _left(options: Options, choice: Choice, config: Config) -> list[Refusal]:
 
 def _general(reason: str) -> str:
     """A reason without its figures, so that equal ones count together."""
-    return reason.split(": best of")[0].split(" (")[0]
+    return re.sub(r" \([\dx]+\)", "", reason.split(": best of")[0])

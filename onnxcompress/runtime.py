@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -108,7 +109,14 @@ class Session:
         if not self._cuda:
             ready = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
             session = self._session
-            return lambda: session.run(None, ready)
+
+            def once_on_cpu() -> None:
+                try:
+                    session.run(None, ready)
+                except Exception as error:
+                    raise ModelError(f"the model fails while running: {_line(error)}") from error
+
+            return once_on_cpu
         binding = self._session.io_binding()
         values = {n: ort.OrtValue.ortvalue_from_numpy(v, "cuda", 0) for n, v in feeds.items()}
         for name, value in values.items():
@@ -213,14 +221,16 @@ def _demand_providers(
 ) -> None:
     """Refuse a session that became something else than what was asked for."""
     became = session.get_providers()
-    wanted = PROVIDERS[execution.device]
-    if wanted not in became:
+    absent = [name for name in execution.providers if PROVIDERS[name] not in became]
+    if absent:
         raise ProviderError(
-            f"{wanted} was asked for, but the session runs on {', '.join(became)}: a GPU, its "
-            "driver and the CUDA and cuDNN libraries (pip install 'onnxcompress[cuda]') are needed"
+            f"{PROVIDERS[absent[0]]} was asked for, but the session runs on "
+            f"{', '.join(became)}: a GPU, its driver and the CUDA and cuDNN libraries "
+            "(pip install 'onnxcompress[cuda]') are needed"
         )
     if "cpu" in execution.providers:
         return
+    wanted = PROVIDERS[execution.device]
     elsewhere = compute_nodes_elsewhere(_assignments(session), model, wanted)
     if elsewhere:
         shown = ", ".join(elsewhere[:8]) + (
@@ -257,21 +267,22 @@ def compute_nodes_elsewhere(
     if not isinstance(model, onnx.ModelProto):
         model = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(model)
     typed = onnx.shape_inference.infer_shapes(model)
+    names = Counter(node.name for node in typed.graph.node)
     types = {
         value.name: value.type.tensor_type.elem_type
         for value in (*typed.graph.value_info, *typed.graph.output, *typed.graph.input)
     }
     arithmetic = {
-        node.name
+        # Nodes without a name of their own are told apart by their operator.
+        node.name if node.name and names[node.name] == 1 else node.op_type
         for node in typed.graph.node
-        if node.name
-        and node.op_type not in COUNTED_OPERATORS
+        if node.op_type not in COUNTED_OPERATORS
         and all(types.get(name) in _INTEGER_TYPES for name in node.output if name)
     }
     return [
         f"{name} ({op})"
         for name, op in strays
-        if name not in arithmetic and not op.startswith("Memcpy")
+        if not arithmetic & {name, op if names[name] != 1 else name} and not op.startswith("Memcpy")
     ]
 
 

@@ -151,9 +151,9 @@ def _size(
     for dim in size:
         elements *= dim
     if elements > MAX_ELEMENTS:
-        raise UsageError(
-            f"input '{spec.name}' of size {list(size)} has {elements} elements: absurd"
-        )
+        asked = given is not None or (batch is not None and not isinstance(spec.shape[0], int))
+        fault = UsageError if asked else ModelError
+        raise fault(f"input '{spec.name}' of size {list(size)} has {elements} elements: absurd")
     return size
 
 

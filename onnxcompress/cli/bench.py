@@ -13,11 +13,17 @@ from onnxcompress.cli.console import output, progress_for
 
 @click.command("bench")
 @click.argument("sources", metavar="MODEL...", nargs=-1, required=True)
-@click.option("--rounds", type=click.IntRange(min=2), default=10, show_default=True)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=2),
+    default=10,
+    show_default=True,
+    help="Visits to each model.",
+)
 @click.option("--seconds", type=float, default=0.3, show_default=True, help="Per model and round.")
 @shared.execution_options
 @shared.size_options
-@click.option("--seed", type=int, default=0, show_default=True)
+@shared.seed_option
 @shared.json_option
 @shared.quiet_option
 def bench_command(

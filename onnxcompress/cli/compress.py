@@ -24,7 +24,12 @@ from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR
     metavar="NAME[:KEY=VALUE,...]",
     help="A pass to apply; repeat for several, in order [default: the recipe].",
 )
-@click.option("--recipe", "recipe_name", metavar="NAME|FILE.yaml", help="[default: balanced]")
+@click.option(
+    "--recipe",
+    "recipe_name",
+    metavar="NAME|FILE.yaml",
+    help="A named list of passes [default: balanced, every installed pass].",
+)
 @click.option(
     "--target",
     "targets",
@@ -77,7 +82,7 @@ from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR
     metavar="FILE",
     help="Where the report goes [default: OUT with .report.json].",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@shared.seed_option
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
 @click.option("--save-as-external-data", "external_data", is_flag=True, help="Weights in OUT.data.")
 @shared.json_option
@@ -92,45 +97,47 @@ def compress_command(**values: Any) -> None:
     folder per class, or module:function that yields dicts of arrays.
     """
     # Imported here so that --help and usage errors do not wait for the engine.
-    from onnxcompress.errors import BoundError, OutputError
+    from onnxcompress.cli.destinations import Destinations
+    from onnxcompress.errors import BoundError
     from onnxcompress.pipeline import plan_only, run
     from onnxcompress.report import write
 
-    source, out = values["source"], values["target_file"]
-    out_path = None if out == "-" else Path(out)
-    _check_output(source, out_path, force=values["force"], dry_run=values["dry_run"])
+    places = Destinations.of(
+        values["source"],
+        values["target_file"],
+        report=values["report_file"],
+        dry_run=values["dry_run"],
+        external_data=values["external_data"],
+    )
+    places.check(force=values["force"])
     config = make_config(values)
-    model = shared.model_source(source)
-    report_path = _report_path(values["report_file"], out_path)
-    for path in (out_path, report_path):
-        if path is not None:
-            write.check_writable(path)
+    model = shared.model_source(values["source"])
     if config.run is not None:
         write.make_folder(config.run)
     with progress_for(quiet=values["quiet"]) as progress:
-        if values["dry_run"]:
+        if places.plan is not None:
             plan, _ = plan_only(model, config, progress)
-            path = out_path.with_name(out_path.name + ".plan.json") if out_path else None
-            if path is None:
-                raise OutputError("--dry-run writes OUT.plan.json: give OUT a name, not '-'")
-            write.write_json(plan.to_dict(), path)
-            errors.print(f"plan with {len(plan.chosen)} rewrites written to {path}", markup=False)
+            write.write_json(plan.to_dict(), places.plan)
+            count = len(plan.chosen)
+            errors.print(f"plan with {count} rewrites written to {places.plan}", markup=False)
             return
         try:
             result = run(model, config, progress)
         except BoundError as error:
-            if error.report is not None and report_path is not None:
-                write.write_json(error.report, report_path)
+            if error.report is not None and places.report is not None:
+                write.write_json(error.report, places.report)
             raise
-    if out_path is None:
-        write.write_stream(result.model, sys.stdout.buffer)
-    else:
-        write.write_model(result.model, out_path, external_data=values["external_data"])
-    if report_path is not None:
-        write.write_json(result.report, report_path)
+    jobs = []
+    if places.report is not None:
+        jobs.append(write.json_job(result.report, places.report))
     if config.run is not None:
-        write.write_json(result.plan.to_dict(), config.run / "plan.json")
-    show(result.report, as_json=values["as_json"], piped=out_path is None)
+        jobs.append(write.json_job(result.plan.to_dict(), config.run / "plan.json"))
+    if places.model is not None:
+        jobs += write.model_jobs(result.model, places.model, external_data=values["external_data"])
+    write.commit(jobs)
+    if places.model is None:
+        write.write_stream(result.model, sys.stdout.buffer)
+    show(result.report, as_json=values["as_json"], piped=places.model is None)
 
 
 def make_config(values: dict[str, Any]) -> Any:
@@ -187,22 +194,3 @@ def show(report: dict[str, Any], *, as_json: bool, piped: bool) -> None:
         click.echo(json.dumps(json_safe(report), indent=2))
     else:
         before_after(report, errors if piped else output)
-
-
-def _report_path(given: str | None, out: Path | None) -> Path | None:
-    if given is not None:
-        return Path(given)
-    return out.with_name(out.name + ".report.json") if out is not None else None
-
-
-def _check_output(source: str, out: Path | None, *, force: bool, dry_run: bool) -> None:
-    from onnxcompress.errors import OutputError, UsageError
-
-    if out is None:
-        if sys.stdout.isatty():
-            raise UsageError("OUT is '-', but standard output is a terminal: pipe it somewhere")
-        return
-    if source != "-" and Path(source).exists() and out.exists() and out.samefile(source):
-        raise UsageError("IN and OUT are the same file: IN is never changed")
-    if out.exists() and not force and not dry_run:
-        raise OutputError(f"'{out}' exists: use --force to overwrite it")

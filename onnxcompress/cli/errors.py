@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -25,8 +24,11 @@ def exit_code_of(call: Callable[[], Any]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
-        _say("interrupted: nothing was written")
+        _say("interrupted")
         return INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.UsageError as error:
         hint = f" (see '{error.ctx.command_path} --help')" if error.ctx is not None else ""
         _say(" ".join(error.format_message().split()) + hint)
@@ -37,9 +39,8 @@ def exit_code_of(call: Callable[[], Any]) -> int:
     except OnnxCompressError as error:
         _say(str(error))
         return error.exit_code
-    except BrokenPipeError:
-        # Whoever read our output has gone; there is nobody to tell.
-        sys.stderr.close()
+    except (BrokenPipeError, SystemExit):
+        # Whoever read our output has gone (click answers that with an exit of its own).
         return 6
     except MemoryError:
         _say("out of memory: use fewer samples, a smaller --batch, or a machine with more")

@@ -18,7 +18,7 @@ from onnxcompress.cli.console import output, progress_for
 @click.option("--metric", metavar="NAME", help="top1, top5, agreement or MODULE:FUNCTION.")
 @shared.preprocess_option
 @shared.execution_options
-@click.option("--seed", type=int, default=0, show_default=True)
+@shared.seed_option
 @shared.json_option
 @shared.quiet_option
 def evaluate_command(source: str, reference: str | None, **values: Any) -> None:

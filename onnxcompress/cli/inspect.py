@@ -14,7 +14,13 @@ from onnxcompress.cli.console import errors, output
 
 @click.command("inspect")
 @click.argument("source", metavar="MODEL")
-@click.option("--pass", "passes", multiple=True, metavar="NAME[:KEY=VALUE,...]")
+@click.option(
+    "--pass",
+    "passes",
+    multiple=True,
+    metavar="NAME[:KEY=VALUE,...]",
+    help="A pass to ask; repeat for several [default: every installed pass].",
+)
 @shared.size_options
 @shared.json_option
 def inspect_command(

@@ -58,6 +58,14 @@ def preprocess_option(command: F) -> F:
     )(command)
 
 
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of every random choice.",
+)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, not a table.")
 
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress on standard error.")
@@ -81,6 +89,6 @@ def model_source(text: str) -> ModelSource:
     """
     if text != "-":
         return Path(text)
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("IN is '-', but nothing is piped in")
-    return sys.stdin.buffer.read()
+    return sys.stdin.buffer

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from onnxcompress.errors import UsageError
 from onnxcompress.runtime import Array, Execution, open_session
 
 Loadable = onnx.ModelProto | bytes | Path
@@ -36,6 +37,10 @@ class Budget:
     seconds: float = 0.25
     min_runs: int = 5
     warmup_runs: int = 3
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.seconds < 3600.0:
+            raise UsageError(f"--seconds per round must lie between 0 and 3600, not {self.seconds}")
 
 
 LAYER_BUDGET = Budget(rounds=7, seconds=0.02, min_runs=7, warmup_runs=3)

@@ -37,6 +37,8 @@ def _fold_once(editor: Editor) -> int:
         if node.op != "BatchNormalization" or not (_is_onnx(node) and _is_inference(node)):
             continue
         factor, shift = _affine(node)
+        if not (np.isfinite(factor).all() and np.isfinite(shift).all()):
+            continue
         before = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
         if (
             before is not None
@@ -78,7 +80,9 @@ def _is_inference(node: gs.Node) -> bool:
 
 def _affine(node: gs.Node) -> tuple[Array, Array]:
     scale, bias, mean, variance = (np.asarray(t.values, np.float64) for t in node.inputs[1:5])
-    factor = scale / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
+    # A negative variance gives NaN, with which nothing is folded.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        factor = scale / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
     return factor, bias - mean * factor
 
 

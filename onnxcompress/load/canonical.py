@@ -86,6 +86,8 @@ def _canonicalise(model: onnx.ModelProto, *, fold_constants: bool) -> Canonical:
             notes.append(f"{count} {words}")
     result = with_value_info(_within_interface(editor.finish(), model))
     check_structure(result)
+    # Again, for what stood in Constant nodes and functions.
+    check_values(result)
     return Canonical(result, tuple(notes), slimmed.changed)
 
 

@@ -44,6 +44,11 @@ def _load(tensor: onnx.TensorProto, folder: Path) -> int:
     location, offset, wanted = _entries(tensor)
     path = _contained(location, folder, tensor.name)
     try:
+        if path.exists() and not path.is_file():
+            raise ModelError(
+                f"external data '{location}' of tensor '{tensor.name}' cannot be read: it is no "
+                "regular file"
+            )
         size = path.stat().st_size
         length = wanted if wanted is not None else size - offset
         if offset < 0 or length < 0 or offset + length > size:
@@ -85,7 +90,7 @@ def _contained(location: str, folder: Path, tensor: str) -> Path:
     try:
         root = folder.resolve()
         path = (root / location).resolve()
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise ModelError(
             f"external data '{location}' of tensor '{tensor}' is no usable path: {error}"
         ) from error

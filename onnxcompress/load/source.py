@@ -46,6 +46,11 @@ def read_source(source: ModelSource) -> Source:
         return Source(model, label, model.ByteSize())
     if isinstance(source, (str, Path)):
         return _read_file(Path(source))
+    if not isinstance(source, bytes) and not hasattr(source, "read"):
+        raise ModelError(
+            f"a model is a path, bytes, a binary stream, a ModelProto or a gs.Graph, not "
+            f"{type(source).__name__}"
+        )
     data = source if isinstance(source, bytes) else source.read()
     label = "bytes" if isinstance(source, bytes) else "standard input"
     model = _parse(data, label)

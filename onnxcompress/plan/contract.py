@@ -11,7 +11,7 @@ import abc
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
 from onnxcompress.analyse.facts import Facts, Need
 from onnxcompress.errors import UsageError
@@ -112,6 +112,15 @@ class Pass(abc.ABC, Generic[S]):
         Raises:
             UsageError: the values do not fit this pass.
         """
+        if not isinstance(values, dict):
+            raise UsageError(f"setting {values!r} does not fit pass '{self.name}'")
+        kinds = get_type_hints(self.setting_type)
+        for key, value in values.items():
+            kind = kinds.get(key)
+            if kind in {int, float, str, bool} and type(value) is not kind:
+                raise UsageError(
+                    f"setting {key}={value!r} of pass '{self.name}' must be of type {kind.__name__}"
+                )
         try:
             return self.setting_type(**values)  # type: ignore[no-any-return]
         except TypeError as error:

@@ -21,6 +21,7 @@ from scipy.sparse import csr_array
 Array = NDArray[np.float64]
 
 _TINY = 1e-300
+_MAX_CUTS = 100
 
 
 def least_damage(
@@ -39,9 +40,21 @@ def least_damage(
         Per site the index of the candidate taken, or None to leave the layer; None altogether if
         the demands cannot be met.
     """
-    rows = [(_flat(savings[name]) / value, 1.0) for name, value in demands.items() if value > 0.0]
+    binding = [(_flat(savings[name]), value) for name, value in demands.items() if value > 0.0]
+    rows = [(saved / value, 1.0) for saved, value in binding]
     damage = _flat(sites)
-    return _solve(sites, damage / max(damage.max(initial=0.0), _TINY), rows)
+    # A choice costs a little by itself, so that nothing is rewritten without need.
+    objective = damage / max(damage.max(initial=0.0), _TINY) + 1e-6
+    for _ in range(_MAX_CUTS):
+        chosen = _solve(sites, objective, rows)
+        if chosen is None:
+            return None
+        taken = _mask(sites, chosen)
+        if all(saved[taken].sum() >= value for saved, value in binding):
+            return chosen
+        # The solver's tolerance let something pass that falls short by a hair: exclude just that.
+        rows.append((np.where(taken, -1.0, 1.0), 1.0 - float(taken.sum())))
+    return None
 
 
 def most_saved(
@@ -65,7 +78,7 @@ def most_saved(
             rows.append((-damage / budget, -1.0))
     scale = max(np.abs(gains).max(initial=0.0), _TINY)
     # Among equal savings the smaller damage is taken: the tie-break is far below one unit.
-    tie = 1e-9 * damage / max(damage.max(initial=0.0), _TINY)
+    tie = 1e-6 * damage / max(damage.max(initial=0.0), _TINY)
     chosen = _solve(sites, tie - gains / scale, rows)
     return chosen if chosen is not None else [None] * len(sites)
 
@@ -81,13 +94,13 @@ def _solve(
     one_each = csr_array((np.ones(count), (owner, np.arange(count))), shape=(len(sites), count))
     constraints = [LinearConstraint(one_each, -np.inf, 1.0)]
     constraints += [LinearConstraint(row[None, :], least, np.inf) for row, least in rows]
-    with _stdout_to_stderr():
+    with _muted_stdout():
         result = milp(
             objective,
             integrality=np.ones(count),
             bounds=Bounds(0.0, 1.0),
             constraints=constraints,
-            options={"mip_rel_gap": 1e-6, "time_limit": 60.0},
+            options={"mip_rel_gap": 0.0, "time_limit": 60.0},
         )
     if result.x is None:
         return None
@@ -100,21 +113,36 @@ def _solve(
 
 
 @contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """Keep HiGHS's warnings off file descriptor 1, which may be a pipe that carries the model."""
-    sys.stdout.flush()
+def _muted_stdout() -> Iterator[None]:
+    """Keep HiGHS quiet: it prints past Python to a descriptor that may carry the model."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
     try:
         saved = os.dup(1)
     except OSError:
         # Standard output is closed: there is nothing to protect.
         yield
         return
+    sink = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(2, 1)
+        os.dup2(sink, 1)
         yield
     finally:
         os.dup2(saved, 1)
         os.close(saved)
+        os.close(sink)
+
+
+def _mask(sites: Sequence[Sequence[float]], chosen: Sequence[int | None]) -> NDArray[np.bool_]:
+    """Which of all candidates, in flat order, are taken."""
+    return np.array(
+        [
+            index == pick
+            for site, pick in zip(sites, chosen, strict=True)
+            for index in range(len(site))
+        ],
+        dtype=bool,
+    )
 
 
 def _flat(values: Sequence[Sequence[float]]) -> Array:

@@ -70,7 +70,7 @@ def read_plan(path: Path) -> tuple[Plan, list[Pass[Any]]]:
     """
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"plan '{path}' cannot be read: {error}") from error
     if not isinstance(values, dict) or values.get("version") != VERSION:
         raise UsageError(f"'{path}' is not a plan of version {VERSION}")
@@ -78,6 +78,9 @@ def read_plan(path: Path) -> tuple[Plan, list[Pass[Any]]]:
         passes = [make_pass(entry["name"], **entry["options"]) for entry in values["passes"]]
         owners = {owner.name: owner for owner in passes}
         chosen = tuple(candidate_from_dict(c, owners[c["pass"]]) for c in values["chosen"])
+        touched = [name for candidate in chosen for name in candidate.touches]
+        if len(set(touched)) < len(touched):
+            raise UsageError(f"plan '{path}' rewrites a node twice")
         plan = Plan(
             model_digest=values["model_digest"],
             passes=described(passes),

@@ -32,8 +32,9 @@ def recipe(name: str) -> tuple[Pass[Any], ...]:
         raise UsageError(f"recipe '{name}' is unknown: give {BALANCED}, or a .yaml file")
     try:
         values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"recipe '{name}' cannot be read: {error}") from error
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"recipe '{name}' cannot be read: {reason}") from error
     entries = values.get("passes") if isinstance(values, dict) else None
     if not isinstance(entries, list) or not entries:
         raise UsageError(f"recipe '{name}' has no list 'passes'")
@@ -45,6 +46,7 @@ def _one(entry: object, where: str) -> Pass[Any]:
         return parse_pass(entry)
     if isinstance(entry, dict) and len(entry) == 1:
         ((name, values),) = entry.items()
-        if isinstance(values, dict) or values is None:
-            return make_pass(str(name), **(values or {}))
+        options = {} if values is None else values
+        if isinstance(options, dict) and all(isinstance(key, str) for key in options):
+            return make_pass(str(name), **options)
     raise UsageError(f"recipe '{where}': entry {entry!r} is neither text nor one pass with options")

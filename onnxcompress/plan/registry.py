@@ -91,6 +91,6 @@ def parse_pass(text: str) -> Pass[Any]:
             raise UsageError(f"--pass '{text}': '{part}' is not of the form key=value")
         try:
             values[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise UsageError(f"--pass '{text}': value of '{key}' is not understood") from error
     return make_pass(name.strip(), **values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -16,6 +16,7 @@ import onnxruntime
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.calibrate.inputs import Inputs
 from onnxcompress.graph.cost import COUNTED_OPERATORS
+from onnxcompress.graph.view import subgraphs
 from onnxcompress.latency.table import LayerTiming
 from onnxcompress.load.source import Source
 from onnxcompress.plan.gate import Key, candidate_key
@@ -120,7 +121,27 @@ def layer_table(
         else:
             row |= {"pass": None, "reason": "; ".join(reasons[node.name]) or "no pass looked at it"}
         rows.append(row)
+    rows.extend(
+        {
+            "node": inner.name,
+            "op": inner.op_type,
+            "macs": None,
+            "params": None,
+            "pass": None,
+            "reason": f"inside a subgraph of node '{node.name}'",
+        }
+        for node in facts.model.graph.node
+        for inner in _nested(node)
+        if inner.op_type in COUNTED_OPERATORS
+    )
     return rows
+
+
+def _nested(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    for graph in subgraphs(node):
+        for inner in graph.node:
+            yield inner
+            yield from _nested(inner)
 
 
 def data_summary(data: Any) -> dict[str, Any] | None:

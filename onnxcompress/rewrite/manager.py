@@ -61,8 +61,8 @@ def rewrite(
             if failed:
                 break
         if failed is None:
-            result = editor.finish()
-            failed = _strayed(model, result, remaining, passes)
+            finished = _finished(editor)
+            failed = _at_fault(model, finished, remaining, passes, memo)
         if failed is None:
             break
         candidate, reason = failed
@@ -72,11 +72,9 @@ def rewrite(
             )
         remaining.remove(candidate)
         rolled_back.append(Refusal(candidate.site.pass_name, candidate.site.node, reason))
-    with_value_info(result)
-    try:
-        check_structure(result)
-    except OnnxCompressError as error:
-        raise PassError(f"the rewritten model is invalid: {error}") from error
+    result, reason = finished
+    if result is None:
+        raise PassError(f"the canonical model is invalid without any rewrite: {reason}")
     return Rewritten(result, tuple(remaining), tuple(rolled_back), tuple(editor.journal))
 
 
@@ -92,24 +90,47 @@ def _apply(
     return None
 
 
-def _strayed(
+def _finished(editor: Editor) -> tuple[onnx.ModelProto | None, str]:
+    """The edited model with its shapes, or why it is no valid model."""
+    try:
+        result = with_value_info(editor.finish())
+        check_structure(result)
+    except OnnxCompressError as error:
+        return None, f"rolled back: the result is invalid: {error}"
+    return result, ""
+
+
+def _at_fault(
     before: onnx.ModelProto,
-    after: onnx.ModelProto,
+    finished: tuple[onnx.ModelProto | None, str],
     applied: Sequence[Candidate[Any]],
     passes: Mapping[str, Pass[Any]],
+    memo: Memo | None,
 ) -> tuple[Candidate[Any], str] | None:
-    """The candidate to blame if a node outside every `touches` changed or vanished."""
-    stray = stray_node(before, after, applied)
-    if stray is None or not applied:
+    """The candidate to blame for an invalid result, or for a change it did not announce."""
+    reason = _objection(before, finished, applied)
+    if not reason or not applied:
         return None
     # Which one did it shows when each is applied by itself.
     for candidate in applied:
-        alone = Editor(before)
+        alone = Editor(before, memo=memo)
         if _apply(candidate, passes, alone) is None:
-            found = stray_node(before, alone.finish(), [candidate])
-            if found is not None:
-                return candidate, f"rolled back: it changed node '{found}' without announcing it"
-    return applied[-1], f"rolled back: node '{stray}' changed, which nobody announced"
+            own = _objection(before, _finished(alone), [candidate])
+            if own:
+                return candidate, own
+    return applied[-1], reason
+
+
+def _objection(
+    before: onnx.ModelProto,
+    finished: tuple[onnx.ModelProto | None, str],
+    applied: Sequence[Candidate[Any]],
+) -> str:
+    result, reason = finished
+    if result is None:
+        return reason
+    stray = stray_node(before, result, applied)
+    return f"rolled back: it changed node '{stray}' without announcing it" if stray else ""
 
 
 def stray_node(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import prod
 
 import onnx
 
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.calibrate.samples import sample_sizes
+from onnxcompress.errors import DataError
 from onnxcompress.runtime import Execution, open_session
 from onnxcompress.verify.comparison import Comparison, Evaluation
 from onnxcompress.verify.metrics import Metric
@@ -22,6 +24,15 @@ def batch_size(data: Dataset) -> int:
     """A batch that keeps the inputs near 8 MB, so that activations stay affordable."""
     elements = max(1, sum(prod(shape[1:]) for shape in sample_sizes(data).values()))
     return max(1, min(_MAX_BATCH, _BATCH_ELEMENTS // elements))
+
+
+@contextmanager
+def _told_of(data: Dataset) -> Iterator[None]:
+    """Have errors about samples or labels name the data that they come from."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{data.purpose} {data.source}: {error}") from error
 
 
 def compare(
@@ -47,7 +58,8 @@ def compare(
         done = 0
         for feeds, labels in data.batches(batch_size(data)):
             count = len(next(iter(feeds.values())))
-            comparison.accumulate(a.run(feeds), b.run(feeds), labels, samples=count)
+            with _told_of(data):
+                comparison.accumulate(a.run(feeds), b.run(feeds), labels, samples=count)
             done += count
             if progress is not None:
                 progress(done, len(data))
@@ -73,7 +85,8 @@ def evaluate(
         evaluation = Evaluation(metric, session.output_names, seed=seed)
         done = 0
         for feeds, labels in data.batches(batch_size(data)):
-            evaluation.accumulate(session.run(feeds), labels)
+            with _told_of(data):
+                evaluation.accumulate(session.run(feeds), labels)
             done += len(next(iter(feeds.values())))
             if progress is not None:
                 progress(done, len(data))

@@ -25,9 +25,9 @@ import onnxruntime
 
 import onnxcompress as oc
 from onnxcompress.analyse.sizes import input_specs
+from onnxcompress.calibrate.arrays import dataset_from_arrays
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.calibrate.preprocess_text import parse_preprocess
-from onnxcompress.calibrate.arrays import dataset_from_arrays
 from onnxcompress.calibrate.spec import load_dataset
 from onnxcompress.runtime import Execution, device_name
 

@@ -176,7 +176,7 @@ def test_disk_full_with_external_data(
     def full(*_arguments: Any, **_options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(onnx, "save_model", full)
+    monkeypatch.setattr("os.fsync", full)
     out = model.with_name("out.onnx")
     refuse(6, "compress", model, out, "--save-as-external-data", *FORM, words=["No space left"])
 
@@ -206,11 +206,14 @@ def test_the_report_goes_first(
 ) -> None:
     """With exit code 6 there is no OUT, even if it is the report that has no room."""
 
-    def full(_values: Any, path: Path) -> None:
-        raise OutputError(f"'{path}' cannot be written: No space left on device")
+    def full(_values: Any, path: Path) -> Any:
+        def fill(_file: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        return path, fill
 
     out = model.with_name("out.onnx")
-    monkeypatch.setattr("onnxcompress.report.write.write_json", full)
+    monkeypatch.setattr("onnxcompress.report.write.json_job", full)
     cli("compress", model, out, *FORM).refused(6, "report.json")
     assert not out.exists()
 

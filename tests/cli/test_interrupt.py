@@ -27,9 +27,7 @@ STAGES = {
     "verify": ("import onnxcompress.pipeline as m; m.verify = pause", FORM),
     "write": ("import os; os.fsync = pause", FORM),
     "write weights": (
-        "import onnx; save = onnx.save_model\n"
-        "def slowly(*a, **o): save(*a, **o); pause()\n"
-        "onnx.save_model = slowly",
+        "import onnxcompress.report.write as m; m._rename_all = pause",
         (*FORM, "--save-as-external-data"),
     ),
 }
@@ -103,9 +101,9 @@ def test_what_is_said_is_true(start: Start, model: Path) -> None:
     """Between OUT and its report: either nothing was written, or nobody says so."""
     patch = """
 import onnxcompress.report.write as m
-first = m.write_model
+first = m.commit
 def then_pause(*a, **o): first(*a, **o); pause()
-m.write_model = then_pause
+m.commit = then_pause
 """
     process = start("compress", model, "out.onnx", *FORM, before=PAUSE + patch)
     code, errors = interrupted(process, model.parent, signal.SIGINT)

@@ -17,8 +17,8 @@ import pytest
 
 from onnxcompress.errors import OutputError
 from onnxcompress.report.write import (
-    atomically,
     check_writable,
+    commit,
     model_bytes,
     write_json,
     write_model,
@@ -152,7 +152,7 @@ def test_nothing_is_left_behind(
         path.write_bytes(old)
     before = listing(tmp_path)
     with pytest.raises(expected):
-        atomically(path, fill)
+        commit([(path, fill)])
     assert listing(tmp_path) == before
     assert old is None or path.read_bytes() == old
 
@@ -163,7 +163,7 @@ def test_late_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing:
     path.write_bytes(b"precious")
     monkeypatch.setattr(failing, full)
     with pytest.raises(OutputError, match=r"out\.onnx.*No space left"):
-        atomically(path, lambda file: file.write(b"new"))
+        commit([(path, lambda file: file.write(b"new"))])
     assert listing(tmp_path) == ["out.onnx"]
     assert path.read_bytes() == b"precious"
 
@@ -180,7 +180,7 @@ def test_two_files_or_none(
         values = -onnx.numpy_helper.to_array(tensor)
         tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     if when == "save":
-        monkeypatch.setattr(onnx, "save_model", full)
+        monkeypatch.setattr("os.fsync", full)
     else:
         genuine, count = Path.replace, [0]
 
@@ -203,7 +203,7 @@ def test_two_files_or_none(
 def test_permissions(tmp_path: Path, mask: int) -> None:
     previous = os.umask(mask)
     try:
-        atomically(tmp_path / "out", lambda file: file.write(b"x"))
+        commit([(tmp_path / "out", lambda file: file.write(b"x"))])
         assert os.umask(mask) == mask
     finally:
         os.umask(previous)

@@ -9,13 +9,13 @@ import pytest
 from onnxcompress.errors import DataError, ModelError, UsageError
 from onnxcompress.verify.bootstrap import bootstrap_mean_difference, bootstrap_snr
 from onnxcompress.verify.comparison import Comparison, Evaluation
-from onnxcompress.verify.results import Drop, Judgement, MetricResult
 from onnxcompress.verify.intervals import (
     proportion_interval,
     samples_for_half_width,
     tango_interval,
 )
 from onnxcompress.verify.metrics import Metric, is_classifier, parse_metric
+from onnxcompress.verify.results import Drop, Judgement, MetricResult
 
 TOP1, TOP5, AGREEMENT = parse_metric("top1"), parse_metric("top5"), parse_metric("agreement")
 
