@@ -50,7 +50,7 @@ def least_damage(
         if chosen is None:
             return None
         taken = _mask(sites, chosen)
-        if all(saved[taken].sum() >= value for saved, value in binding):
+        if all(saved[taken].sum() >= value * (1.0 - 1e-12) for saved, value in binding):
             return chosen
         # The solver's tolerance let something pass that falls short by a hair: exclude just that.
         rows.append((np.where(taken, -1.0, 1.0), 1.0 - float(taken.sum())))

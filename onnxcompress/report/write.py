@@ -106,6 +106,8 @@ def commit(jobs: Sequence[Job]) -> None:
     Raises:
         OutputError: a file cannot be written.
     """
+    if not jobs:
+        return
     made: list[tuple[Path, Path]] = []
     path = Path()
     with tempfile.TemporaryDirectory(dir=_folder(jobs[0][0]), prefix=_PREFIX) as kept:
