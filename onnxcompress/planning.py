@@ -11,11 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.analyse.sizes import random_feeds
-from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.calibrate.inputs import Inputs
 from onnxcompress.config import Config
 from onnxcompress.errors import UsageError
@@ -31,7 +28,6 @@ from onnxcompress.plan.plan import Plan, described, read_plan
 from onnxcompress.plan.search import (
     Baseline,
     Choice,
-    Outcome,
     by_rule,
     for_targets,
     sensitivities,
@@ -39,18 +35,11 @@ from onnxcompress.plan.search import (
     within_budget,
 )
 from onnxcompress.progress import Progress
-from onnxcompress.rewrite.manager import rewrite
-from onnxcompress.verify.compare import compare
-from onnxcompress.verify.metrics import parse_metric
+from onnxcompress.trial import CalibrationTrial
 from onnxcompress.verify.verdict import Verdict
 
-_TRIAL = (100, 512, 3e11)
-_PROBE = (8, 64, 3e10)
-"""Fewest and most samples of a trial and of a probe, and the MACs that either may spend."""
 _TIGHTEN = 0.4
 _STEPS = 20
-_CAUTION = 0.5
-"""Share of the bound that a trial may use: networks lose less on images they were trained on."""
 
 
 class Planner:
@@ -83,13 +72,12 @@ class Planner:
             self._check_replay(self._replay)
         self._owners = owners
         self.passes = {owner.name: owner for owner in owners}
+        self._trial = CalibrationTrial(
+            facts.model, facts.total().macs, inputs.calibration, self.passes, self.memo, config
+        )
 
     def plan(self) -> Plan:
-        """A plan under everything learned so far.
-
-        Raises:
-            BoundError: the targets are out of reach.
-        """
+        """A plan under everything learned so far."""
         if self._replay is not None:
             return self._replay
         options = self._offers()
@@ -203,45 +191,6 @@ class Planner:
                 self._factors = [1.0] * len(options.sites)
         return self._factors
 
-    def _trial(self, chosen: tuple[Candidate[Any], ...], *, probe: bool = False) -> Outcome:
-        """Rewrite by a choice and look at the outputs on calibration inputs."""
-        data = self._inputs.calibration
-        if data is None:
-            raise UsageError("a trial needs calibration data")
-        fewest, most, macs = _PROBE if probe else _TRIAL
-        count = int(np.clip(macs / max(1, self._facts.total().macs), fewest, most))
-        # Folders are sorted by class: a random subset, the same in every trial, covers them all.
-        order = np.random.default_rng(self._config.seed).permutation(len(data))
-        data = data.take(np.sort(order[:count]))
-        result = rewrite(self._facts.model, chosen, self.passes, strict=True, memo=self.memo)
-        comparison = compare(
-            self._facts.model,
-            result.model,
-            data,
-            parse_metric("agreement") if probe else self._metric(data),
-            self._config.execution,
-            seed=self._config.seed,
-        )
-        # Relative squared error: the inverse of the signal-to-noise ratio, of the worst output.
-        error = max(10.0 ** (-f.snr_db / 10.0) for f in comparison.fidelity)
-        config = self._config
-        judgement = comparison.passes(
-            config.max_drop * _CAUTION,
-            min_snr=config.min_snr - 10.0 * np.log10(_CAUTION),
-            confidence=None if probe else config.confidence,
-        )
-        return Outcome(judgement.ok, float(error), judgement.reason)
-
-    def _metric(self, data: Dataset) -> Any:
-        """The metric that choices are judged by: the verdict's, where labels allow it."""
-        name = self._config.metric or "agreement"
-        metric = parse_metric(name)
-        return (
-            metric
-            if data.labels is not None or not metric.needs_labels
-            else parse_metric("agreement")
-        )
-
     def _plans_by_data(self) -> bool:
         return self._inputs.calibration is not None
 
@@ -264,6 +213,8 @@ class Planner:
                 f"the plan rewrites node '{missing[0]}', which this model does not have: it was "
                 "made for another architecture"
             )
+        if plan.model_digest != model_digest(self._facts.model):
+            self._progress.note("the plan was made for other weights of this architecture")
 
 
 def _with_savings(options: Options) -> Options:

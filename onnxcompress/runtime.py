@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,17 +20,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxcompress.errors import ModelError, ProviderError, UsageError
-from onnxcompress.graph.cost import COUNTED_OPERATORS
+from onnxcompress.placement import compute_nodes_elsewhere
 
 ort.set_default_logger_severity(4)
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _PROTOBUF_LIMIT = 2**31 - 2**20
-_INTEGER_TYPES = frozenset(
-    getattr(onnx.TensorProto, name)
-    for name in ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "BOOL")
-)
-
 Array = NDArray[np.generic]
 
 
@@ -248,41 +242,6 @@ def _assignments(session: ort.InferenceSession) -> list[tuple[str, str, str]]:
         (part.ep_name, node.name, node.op_type)
         for part in session.get_provider_graph_assignment_info()
         for node in part.get_nodes()
-    ]
-
-
-def compute_nodes_elsewhere(
-    assignments: Sequence[tuple[str, str, str]],
-    model: onnx.ModelProto | bytes | Path,
-    wanted: str,
-) -> list[str]:
-    """Names of nodes placed on another provider, shape arithmetic left out.
-
-    Shape arithmetic (nodes that make only integers or booleans) runs on the CPU by design: its
-    results are needed there.
-    """
-    strays = [(name, op) for provider, name, op in assignments if provider != wanted]
-    if not strays:
-        return []
-    if not isinstance(model, onnx.ModelProto):
-        model = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(model)
-    typed = onnx.shape_inference.infer_shapes(model)
-    names = Counter(node.name for node in typed.graph.node)
-    types = {
-        value.name: value.type.tensor_type.elem_type
-        for value in (*typed.graph.value_info, *typed.graph.output, *typed.graph.input)
-    }
-    arithmetic = {
-        # Nodes without a name of their own are told apart by their operator.
-        node.name if node.name and names[node.name] == 1 else node.op_type
-        for node in typed.graph.node
-        if node.op_type not in COUNTED_OPERATORS
-        and all(types.get(name) in _INTEGER_TYPES for name in node.output if name)
-    }
-    return [
-        f"{name} ({op})"
-        for name, op in strays
-        if not arithmetic & {name, op if names[name] != 1 else name} and not op.startswith("Memcpy")
     ]
 
 

@@ -17,6 +17,7 @@ PASSES = ROOT / "passes" / "onnxcompress_passes"
 LAYERS = [
     {"errors"},
     {"numerics", "kernels", "graph", "progress", "embedded"},
+    {"placement"},
     {"runtime"},
     {"latency"},
     # The stages, in the order in which they run.
@@ -28,6 +29,7 @@ LAYERS = [
     {"verify"},
     {"report"},
     {"config"},
+    {"trial"},
     {"planning"},
     {"pipeline"},
     {"search", "finetune"},

@@ -18,9 +18,10 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxcompress.errors import ModelError
 from onnxcompress.graph.constants import dense_constant
+from onnxcompress.graph.editor_names import captured_tensors, tensor_names, unique_name
 from onnxcompress.graph.memo import Memo
 from onnxcompress.graph.surgeon import export_graph, import_graph
-from onnxcompress.graph.view import captured_names, subgraphs
+from onnxcompress.graph.view import captured_names
 
 PROVENANCE_KEY = "onnxcompress.pass"
 SOURCE_KEY = "onnxcompress.source"
@@ -54,7 +55,7 @@ class Editor:
         self.memo = memo or Memo()
         self._graph, self._keep = import_graph(model, weights=weights)
         self._captured = frozenset(captured_names(model.graph))
-        self._tensor_names = set(_all_tensor_names(model.graph)) | set(weights or {})
+        self._tensor_names = set(tensor_names(model.graph)) | set(weights or {})
         self._node_names = {node.name for node in model.graph.node if node.name}
         self._author = ""
         self.journal: list[JournalEntry] = []
@@ -63,7 +64,7 @@ class Editor:
             if not node.name or node.name in self._by_name:
                 # Everything refers to nodes by name, so every node gets one of its own.
                 hint = node.name or (node.outputs[0].name if node.outputs else "") or node.op
-                node.name = _unique(f"{hint}_{node.op}", self._node_names)
+                node.name = unique_name(f"{hint}_{node.op}", self._node_names)
                 self._log("name", node.name)
             self._by_name[node.name] = node
 
@@ -107,7 +108,7 @@ class Editor:
 
     def tensor_name(self, hint: str) -> str:
         """A tensor name starting with `hint` that no graph or subgraph uses."""
-        return _unique(hint, self._tensor_names)
+        return unique_name(hint, self._tensor_names)
 
     def constant(self, hint: str, values: NDArray[np.generic]) -> gs.Constant:
         """A new initializer holding `values`, named after `hint`."""
@@ -223,12 +224,12 @@ class Editor:
             if any(id(t) in needed for t in node.outputs):
                 live.append(node)
                 needed.update(id(t) for t in node.inputs)
-                needed.update(id(t) for t in _captured(node))
+                needed.update(id(t) for t in captured_tensors(node))
         self._graph.nodes = live[::-1]
         return export_graph(self._graph, self._keep)
 
     def _adopt(self, node: gs.Node, *, source: str) -> None:
-        node.name = _unique(node.name or f"{source}_{node.op}", self._node_names)
+        node.name = unique_name(node.name or f"{source}_{node.op}", self._node_names)
         self._by_name[node.name] = node
         if self._author:
             self._keep.alive.append(node)
@@ -249,35 +250,3 @@ class Editor:
 
     def _log(self, action: str, node: str) -> None:
         self.journal.append(JournalEntry(action, node, self._author))
-
-
-def _unique(hint: str, taken: set[str]) -> str:
-    name, number = hint, 1
-    while name in taken:
-        name = f"{hint}_{number}"
-        number += 1
-    taken.add(name)
-    return name
-
-
-def _captured(node: gs.Node) -> list[gs.Tensor]:
-    """Tensors that the subgraphs of `node` read (outer ones among them keep their identity)."""
-    tensors: list[gs.Tensor] = []
-    for value in node.attrs.values():
-        if isinstance(value, gs.Graph):
-            tensors.extend(value.outputs)
-            for inner in value.nodes:
-                tensors.extend(inner.inputs)
-                tensors.extend(_captured(inner))
-    return tensors
-
-
-def _all_tensor_names(graph: onnx.GraphProto) -> list[str]:
-    names = [t.name for t in graph.initializer]
-    names += [i.name for i in graph.input] + [o.name for o in graph.output]
-    names += [t.values.name for t in graph.sparse_initializer]
-    for node in graph.node:
-        names += [name for name in (*node.input, *node.output) if name]
-        for sub in subgraphs(node):
-            names += _all_tensor_names(sub)
-    return names

@@ -31,11 +31,19 @@ class Site:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A node that a pass looked at and leaves alone, and why."""
+    """A node that a pass looked at and leaves alone, and why.
+
+    Attributes:
+        pass_name: the pass.
+        node: the node.
+        reason: why, in words.
+        see: the pass that covers this kind of layer; where that one takes part, it has the say.
+    """
 
     pass_name: str
     node: str
     reason: str
+    see: str = ""
 
 
 @dataclass(frozen=True)

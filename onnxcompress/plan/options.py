@@ -54,7 +54,8 @@ def collect(facts: Facts, passes: Sequence[Pass[Any]]) -> Options:
                 continue
             owners.update({name: owner.name for offer in offers for name in offer.touches})
             sites.append(offers)
-    return Options(tuple(sites), tuple(refusals))
+    present = {owner.name for owner in passes}
+    return Options(tuple(sites), tuple(r for r in refusals if r.see not in present))
 
 
 def _guarded(owner: Pass[Any], where: str, call: Any) -> Any:

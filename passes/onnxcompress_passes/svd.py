@@ -31,6 +31,9 @@ from onnxcompress_passes.low_rank_pass import LowRankPass, Ranks
 Array = NDArray[np.float64]
 
 
+_SPATIAL = "k x k kernel: pass tucker2 covers it"
+
+
 @dataclass(frozen=True)
 class SvdRank:
     """Rank per group."""
@@ -50,7 +53,8 @@ class Svd(LowRankPass[ConvSpec | DenseSpec, SvdRank]):
         for layer in (*facts.convs(), *facts.denses()):
             reason = layer.reason if isinstance(layer, Unsupported) else _unfit(layer, facts)
             if reason:
-                yield Refusal(self.name, layer.node, reason)
+                see = "tucker2" if reason == _SPATIAL else ""
+                yield Refusal(self.name, layer.node, reason, see)
             else:
                 yield Site(self.name, layer.node)
         for node, reason in quantised_layers(facts, QUANTISED - {"QLinearConv", "ConvInteger"}):
@@ -163,7 +167,7 @@ def _rewrite_dense(node: gs.Node, rank: int, edit: Editor) -> None:
 def _unfit(layer: ConvSpec | DenseSpec, facts: Facts) -> str:
     if isinstance(layer, ConvSpec):
         if not layer.pointwise:
-            return "k x k kernel: pass tucker2 covers it"
+            return _SPATIAL
         if layer.depthwise:
             return "depthwise: each channel is scaled by itself, there is nothing to share"
     reason = reason_to_leave(facts, layer.node, layer.weight)

@@ -56,7 +56,8 @@ class Tucker2(LowRankPass[ConvSpec, Tucker2Ranks]):
         for conv in facts.convs():
             reason = conv.reason if isinstance(conv, Unsupported) else _unfit(conv, facts)
             if reason:
-                yield Refusal(self.name, conv.node, reason)
+                see = "svd" if reason == _POINTWISE else ""
+                yield Refusal(self.name, conv.node, reason, see)
             else:
                 yield Site(self.name, conv.node)
         for node, reason in quantised_layers(facts, frozenset({"QLinearConv", "ConvInteger"})):
@@ -150,12 +151,13 @@ class Tucker2(LowRankPass[ConvSpec, Tucker2Ranks]):
 
 # Further sweeps change the error of a trained weight in the third digit at most.
 _SWEEPS = 3
+_POINTWISE = "1x1 kernel: pass svd covers it"
 _GEOMETRY = ("strides", "pads", "dilations", "auto_pad")
 
 
 def _unfit(conv: ConvSpec, facts: Facts) -> str:
     if conv.pointwise:
-        return "1x1 kernel: pass svd covers it"
+        return _POINTWISE
     if conv.depthwise:
         return "depthwise: each channel is convolved by itself, there is nothing to share"
     reason = reason_to_leave(facts, conv.node, conv.weight)

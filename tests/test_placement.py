@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxcompress.errors import ProviderError
-from onnxcompress.runtime import Execution, compute_nodes_elsewhere, open_session
+from onnxcompress.placement import compute_nodes_elsewhere
+from onnxcompress.runtime import Execution, open_session
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 INT64 = TensorProto.INT64

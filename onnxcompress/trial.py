@@ -1,0 +1,90 @@
+"""Trials: a choice carried out on a copy of the model and looked at on calibration inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcompress.calibrate.dataset import Dataset
+from onnxcompress.config import Config
+from onnxcompress.errors import UsageError
+from onnxcompress.graph.memo import Memo
+from onnxcompress.plan.contract import Candidate, Pass
+from onnxcompress.plan.search import Outcome
+from onnxcompress.rewrite.manager import rewrite
+from onnxcompress.verify.compare import compare
+from onnxcompress.verify.metrics import Metric, parse_metric
+
+_TRIAL = (100, 512, 3e11)
+_PROBE = (8, 64, 3e10)
+"""Fewest and most samples of a trial and of a probe, and the MACs that either may spend."""
+
+_CAUTION = 0.5
+"""Share of the bound that a trial may use: networks lose less on images they were trained on."""
+
+
+@dataclass(frozen=True)
+class CalibrationTrial:
+    """Rewrites the model by a choice and compares it with the original on calibration inputs.
+
+    Attributes:
+        model: the canonical model; not changed.
+        macs: what one sample costs, which decides how many samples a trial takes.
+        data: the calibration inputs; None makes every trial a usage error.
+        passes: the passes by name.
+        memo: decompositions shared with other rewrites of the same model.
+        config: bounds, metric, provider and seed.
+    """
+
+    model: onnx.ModelProto
+    macs: int
+    data: Dataset | None
+    passes: Mapping[str, Pass[Any]]
+    memo: Memo
+    config: Config
+
+    def __call__(self, chosen: tuple[Candidate[Any], ...], *, probe: bool = False) -> Outcome:
+        """Try a choice; a probe uses fewer inputs and judges nothing.
+
+        Raises:
+            UsageError: there is no calibration data.
+            PassError: a rewrite fails.
+        """
+        data = self._samples(probe=probe)
+        result = rewrite(self.model, chosen, self.passes, strict=True, memo=self.memo)
+        comparison = compare(
+            self.model,
+            result.model,
+            data,
+            parse_metric("agreement") if probe else self._metric(data),
+            self.config.execution,
+            seed=self.config.seed,
+        )
+        # Relative squared error: the inverse of the signal-to-noise ratio, of the worst output.
+        error = max(10.0 ** (-output.snr_db / 10.0) for output in comparison.fidelity)
+        judgement = comparison.passes(
+            self.config.max_drop * _CAUTION,
+            min_snr=self.config.min_snr - 10.0 * np.log10(_CAUTION),
+            confidence=None if probe else self.config.confidence,
+        )
+        return Outcome(judgement.ok, float(error), judgement.reason)
+
+    def _samples(self, *, probe: bool) -> Dataset:
+        if self.data is None:
+            raise UsageError("a trial needs calibration data")
+        fewest, most, macs = _PROBE if probe else _TRIAL
+        count = int(np.clip(macs / max(1, self.macs), fewest, most))
+        # Folders are sorted by class: a random subset, the same in every trial, covers them all.
+        order = np.random.default_rng(self.config.seed).permutation(len(self.data))
+        return self.data.take(np.sort(order[:count]))
+
+    def _metric(self, data: Dataset) -> Metric:
+        """The metric that choices are judged by: the verdict's, where labels allow it."""
+        metric = parse_metric(self.config.metric or "agreement")
+        if metric.needs_labels and data.labels is None:
+            return parse_metric("agreement")
+        return metric
