@@ -7,7 +7,7 @@ EXTRAS ?= dev
 STAMP = $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 comma := ,
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format clean
 
 demo: $(STAMP)
 	mkdir -p out
