@@ -93,5 +93,12 @@ class Config:
         return not self.targets or "latency" in self.targets
 
     def excluded(self, names: list[str]) -> frozenset[str]:
-        """The node names that an exclusion matches (anywhere in the name)."""
+        """The node names that an exclusion matches (anywhere in the name).
+
+        Raises:
+            UsageError: a pattern matches no node; a typing error would compress what it names.
+        """
+        for pattern in self.exclude:
+            if not any(re.search(pattern, name) for name in names):
+                raise UsageError(f"--exclude '{pattern}' matches no node: `inspect` lists them")
         return frozenset(n for n in names if any(re.search(p, n) for p in self.exclude))

@@ -74,9 +74,7 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
     prepared = prepare(source, config, progress)
     planner = Planner(prepared.facts, prepared.inputs, config, prepared.source, progress)
     metric = verdict_metric(prepared)
-    bounds = Bounds(
-        config.max_drop, config.min_snr, config.confidence, config.targets, config.gated
-    )
+    bounds = planner.bounds
     for attempt in range(1, _MAX_ATTEMPTS + 1):
         progress.stage("plan")
         plan = planner.plan()
@@ -85,6 +83,8 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         rewritten = rewrite(prepared.facts.model, plan.chosen, planner.passes, memo=planner.memo)
         plan = with_rolled_back(plan, rewritten)
         demand_gain(plan, planner)
+        for refusal in rewritten.rolled_back:
+            progress.note(f"node '{refusal.node}': {refusal.reason}")
         progress.stage("verify accuracy")
         accuracy = _accuracy(prepared, rewritten.model, bounds, metric, progress)
         last = attempt == _MAX_ATTEMPTS

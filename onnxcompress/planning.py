@@ -36,10 +36,12 @@ from onnxcompress.plan.search import (
 )
 from onnxcompress.progress import Progress
 from onnxcompress.trial import CalibrationTrial
+from onnxcompress.verify.accuracy import Bounds
 from onnxcompress.verify.verdict import Verdict
 
 _TIGHTEN = 0.4
 _STEPS = 20
+_UNGATED = "latency gate off: no rewrite was timed, and the result may be slower than the original"
 
 
 class Planner:
@@ -76,6 +78,16 @@ class Planner:
             facts.model, facts.total().macs, inputs.calibration, self.passes, self.memo, config
         )
 
+    @property
+    def bounds(self) -> Bounds:
+        """What the result must satisfy: as asked, else as the replayed plan was asked."""
+        config, replay = self._config, self._replay
+        targets, gate = config.targets, config.gated
+        if replay is not None and not targets:
+            targets = replay.targets
+            gate = replay.gate if config.gate is None else config.gate
+        return Bounds(config.max_drop, config.min_snr, config.confidence, targets, gate)
+
     def plan(self) -> Plan:
         """A plan under everything learned so far."""
         if self._replay is not None:
@@ -87,9 +99,13 @@ class Planner:
             model_digest=model_digest(self._facts.model),
             passes=described(self._owners),
             chosen=choice.chosen,
-            refusals=(*options.refusals, *_left(options, choice, self._config)),
+            refusals=(
+                *options.refusals,
+                *_left(options, choice, self._config, by_data=self._plans_by_data()),
+            ),
             targets=self._config.targets,
-            notes=choice.notes,
+            gate=self._config.gated,
+            notes=(*choice.notes, *(() if self._config.gated else (_UNGATED,))),
         )
 
     def tighten_accuracy(self) -> bool:
@@ -213,6 +229,9 @@ class Planner:
                 f"the plan rewrites node '{missing[0]}', which this model does not have: it was "
                 "made for another architecture"
             )
+        excluded = [n for c in plan.chosen for n in c.touches if n in self._facts.excluded]
+        if excluded:
+            raise UsageError(f"the plan rewrites node '{excluded[0]}', which --exclude keeps")
         if plan.model_digest != model_digest(self._facts.model):
             self._progress.note("the plan was made for other weights of this architecture")
 
@@ -229,7 +248,7 @@ def _with_savings(options: Options) -> Options:
     return Options(tuple(sites), tuple(refusals))
 
 
-def _left(options: Options, choice: Choice, config: Config) -> list[Refusal]:
+def _left(options: Options, choice: Choice, config: Config, *, by_data: bool) -> list[Refusal]:
     """Why each site without a chosen candidate stays as it is."""
     taken = {candidate.site for candidate in choice.chosen}
     refusals = []
@@ -238,11 +257,11 @@ def _left(options: Options, choice: Choice, config: Config) -> list[Refusal]:
         if site in taken:
             continue
         if config.targets:
-            reason = "not needed: the targets are met with less damage elsewhere"
-        elif not any(c.recommended for c in offers):
-            reason = "no cheaper rank keeps what the noise estimate (EVBMF) calls signal"
-        else:
+            reason = "not chosen: what is needed is saved with less damage elsewhere"
+        elif by_data:
             reason = "the accuracy bound is spent where it saves more"
+        else:
+            reason = "the pass's own rule recommends nothing cheaper here"
         refusals.append(Refusal(site.pass_name, site.node, reason))
     return refusals
 

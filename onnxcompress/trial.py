@@ -23,6 +23,8 @@ _TRIAL = (100, 512, 3e11)
 _PROBE = (8, 64, 3e10)
 """Fewest and most samples of a trial and of a probe, and the MACs that either may spend."""
 
+_WORST = 1e6
+
 _CAUTION = 0.5
 """Share of the bound that a trial may use: networks lose less on images they were trained on."""
 
@@ -71,7 +73,8 @@ class CalibrationTrial:
             min_snr=self.config.min_snr - 10.0 * np.log10(_CAUTION),
             confidence=None if probe else self.config.confidence,
         )
-        return Outcome(judgement.ok, float(error), judgement.reason)
+        # An output that was silent on these inputs gives infinity, which no solver takes.
+        return Outcome(judgement.ok, float(min(error, _WORST)), judgement.reason)
 
     def _samples(self, *, probe: bool) -> Dataset:
         if self.data is None:
@@ -83,7 +86,7 @@ class CalibrationTrial:
         return self.data.take(np.sort(order[:count]))
 
     def _metric(self, data: Dataset) -> Metric:
-        """The metric that choices are judged by: the verdict's, where labels allow it."""
+        """The metric that choices are judged by: the one asked for, else agreement."""
         metric = parse_metric(self.config.metric or "agreement")
         if metric.needs_labels and data.labels is None:
             return parse_metric("agreement")

@@ -53,7 +53,7 @@ def bench_command(
     from onnxcompress.verify.speed import race
 
     execution = shared.make_execution(providers, threads)
-    models = [read_source(Path(source)).model for source in sources]
+    models = [read_source(shared.model_source(source)).model for source in sources]
     given = dict(parse_shape(text) for text in shapes)
     feeds = [
         random_feeds(m, representative_sizes(m, given, batch=batch), seed=seed) for m in models
@@ -91,7 +91,7 @@ def bench_command(
         values = entry.to_dict()
         low, high = values["ci95"]
         table.add_row(
-            Text(str(row["model"])),
+            Text(Path(str(row["model"])).name),
             f"{values['p50']:.4g}",
             f"[{low:.4g}, {high:.4g}]",
             f"{values['p95']:.4g}",

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from onnxcompress.cli import options as shared
-from onnxcompress.cli.console import errors, progress_for
+from onnxcompress.cli.console import errors, output, progress_for
 from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR
 
 
@@ -138,6 +138,8 @@ def compress_command(**values: Any) -> None:
     if places.model is None:
         write.write_stream(result.model, sys.stdout.buffer)
     show(result.report, as_json=values["as_json"], piped=places.model is None)
+    if places.model is not None and not values["as_json"]:
+        output.print(f"written: {places.model} and {places.report}", markup=False)
 
 
 def make_config(values: dict[str, Any]) -> Any:
@@ -186,7 +188,6 @@ def make_config(values: dict[str, Any]) -> Any:
 
 def show(report: dict[str, Any], *, as_json: bool, piped: bool) -> None:
     """Print the report; on standard error when standard output carries the model."""
-    from onnxcompress.cli.console import output
     from onnxcompress.cli.tables import before_after
     from onnxcompress.report.build import json_safe
 

@@ -22,7 +22,7 @@ output = Console(highlight=False, soft_wrap=True)
 
 
 class Bars(AbstractContextManager["Bars"]):
-    """Draws the stages of a job; plain lines where standard error is not a terminal."""
+    """Draws the stages of a job; only notes where standard error is not a terminal."""
 
     def __init__(self) -> None:
         self._bars = Progress(

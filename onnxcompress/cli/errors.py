@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -44,6 +45,12 @@ def exit_code_of(call: Callable[[], Any]) -> int:
         return 6
     except MemoryError:
         _say("out of memory: use fewer samples, a smaller --batch, or a machine with more")
+        return INTERNAL
+    except Exception as error:
+        if os.environ.get("ONNXCOMPRESS_TRACEBACK"):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        _say(f"internal error, please report it: {text} (ONNXCOMPRESS_TRACEBACK=1 shows where)")
         return INTERNAL
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -98,7 +98,7 @@ def _rows(facts: Any, offers: Any) -> list[dict[str, Any]]:
                 "output": list(shapes.get(node.output[0], ())),
                 "macs": cost.macs,
                 "params": cost.params,
-                "passes": words[node.name] or ["no pass knows this operator"],
+                "passes": words[node.name] or ["none of the passes asked covers it"],
             }
         )
     return rows
@@ -116,9 +116,9 @@ def _offer(candidates: Any) -> str:
         ends = f"MACs x{lossy[0].after.macs / before:.2f}"
     recommended = [c for c in candidates if c.recommended]
     if not recommended:
-        return f"{name}: {ends}; EVBMF drops nothing"
+        return f"{name}: {ends}; its rule drops nothing"
     values = recommended[0].to_dict()["setting"]
     ranks = "x".join(str(v) for v in values.values() if not isinstance(v, bool))
     share = recommended[0].after.macs / before
     error = recommended[0].damage
-    return f"{name}: {ends}; EVBMF rank {ranks} (MACs x{share:.2f}, error {error:.3f})"
+    return f"{name}: {ends}; its rule takes {ranks} (MACs x{share:.2f}, error {error:.3f})"

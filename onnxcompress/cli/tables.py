@@ -48,7 +48,8 @@ def before_after(report: Mapping[str, Any], console: Console) -> None:
             label, form(before[key]), form(after[key]), f"{ratio:.3f}" if ratio is not None else "-"
         )
     low, high = report["latency_ratio"]["ci95"]
-    ratio = f"{remaining['latency']:.3f} [{low:.3f}, {high:.3f}]"
+    # Paired by round, which a drift of the machine's speed does not touch; p50 pools all runs.
+    ratio = f"paired {remaining['latency']:.3f} [{low:.3f}, {high:.3f}]"
     table.add_row(
         "latency p50", *(f"{m['latency_ms']['p50']:.3f} ms" for m in (before, after)), ratio
     )

@@ -149,12 +149,24 @@ def candidate_from_dict(values: dict[str, Any], owner: Pass[Any]) -> Candidate[A
         return Candidate(
             site=Site(values["pass"], values["node"]),
             setting=owner.load_setting(values["setting"]),
-            touches=tuple(values["touches"]),
-            before=Cost(**values["before"]),
-            after=Cost(**values["after"]),
+            touches=_names(values["touches"]),
+            before=_cost(values["before"]),
+            after=_cost(values["after"]),
             damage=float(values["damage"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
             f"plan entry for node {values.get('node')!r} is malformed: {error}"
         ) from error
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
+        raise TypeError(f"touches must be a list of node names, not {values!r}")
+    return tuple(values)
+
+
+def _cost(values: Any) -> Cost:
+    if not all(type(value) is int for value in values.values()):
+        raise TypeError(f"a cost must hold whole numbers, not {values!r}")
+    return Cost(**values)

@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from onnxcompress.errors import BoundError
+
 Array = NDArray[np.float64]
 
 _TINY = 1e-300
 _MAX_CUTS = 100
+_LIMIT_REACHED = 1
 
 
 def least_damage(
@@ -73,7 +76,7 @@ def most_saved(
     rows = []
     if budget is not None:
         # What does not fit alone cannot be part of any choice.
-        gains = np.where(damage <= budget, gains, -np.abs(gains).max(initial=1.0))
+        gains = np.where(damage <= budget, gains, -np.abs(gains).max(initial=_TINY))
         if budget > 0.0:
             rows.append((-damage / budget, -1.0))
     scale = max(np.abs(gains).max(initial=0.0), _TINY)
@@ -103,6 +106,8 @@ def _solve(
             options={"mip_rel_gap": 0.0, "time_limit": 60.0},
         )
     if result.x is None:
+        if result.status == _LIMIT_REACHED:
+            raise BoundError("the planner found no choice within its time limit: name fewer passes")
         return None
     taken = np.flatnonzero(result.x > 0.5)
     first = np.searchsorted(owner, np.arange(len(sites)))

@@ -11,6 +11,7 @@ from typing import Any
 from onnxcompress.errors import UsageError
 from onnxcompress.plan.contract import Candidate, Pass, Refusal, candidate_from_dict
 from onnxcompress.plan.registry import make_pass, options
+from onnxcompress.plan.targets import check_targets
 
 VERSION = 1
 
@@ -25,6 +26,7 @@ class Plan:
         chosen: what to rewrite.
         refusals: layers left alone, with reasons.
         targets: what was asked for.
+        gate: whether rewrites were timed and slower ones dropped.
         notes: how the plan was found, in words.
     """
 
@@ -33,6 +35,7 @@ class Plan:
     chosen: tuple[Candidate[Any], ...]
     refusals: tuple[Refusal, ...]
     targets: Mapping[str, float]
+    gate: bool
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -42,6 +45,7 @@ class Plan:
             "model_digest": self.model_digest,
             "passes": [{"name": name, "options": dict(values)} for name, values in self.passes],
             "targets": dict(self.targets),
+            "gate": self.gate,
             "chosen": [candidate.to_dict() for candidate in self.chosen],
             "refusals": [
                 {"pass": r.pass_name, "node": r.node, "reason": r.reason} for r in self.refusals
@@ -88,9 +92,12 @@ def read_plan(path: Path) -> tuple[Plan, list[Pass[Any]]]:
             refusals=tuple(
                 Refusal(r["pass"], r["node"], r["reason"]) for r in values.get("refusals", [])
             ),
-            targets=values.get("targets", {}),
+            targets=check_targets(dict(values.get("targets", {}))),
+            gate=bool(values.get("gate", True)),
             notes=tuple(values.get("notes", [])),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(f"plan '{path}' is malformed: {error!r}") from error
     return plan, passes

@@ -163,7 +163,7 @@ def within_bound(
     budget = high / 4.0
     for _ in range(_BISECTIONS):
         attempt = within_budget(sites, factors, timings, budget)
-        tried += 1
+        tried += bool(attempt.chosen)
         if not attempt.chosen or trial(attempt.chosen).ok:
             low, best = budget, attempt
         else:

@@ -18,6 +18,7 @@ import onnx
 from onnxcompress.runtime import Execution
 
 _RUNS = 3
+_PROTOBUF_LIMIT = 2**31 - 2**20
 
 
 def peak_memory_bytes(
@@ -31,10 +32,12 @@ def peak_memory_bytes(
         return None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
+        if model.ByteSize() > _PROTOBUF_LIMIT:
+            return None
         try:
             path.write_bytes(model.SerializeToString())
-        except (OSError, ValueError):
-            # No room, or beyond protobuf's 2 GB: the figure is then missing, not wrong.
+        except OSError:
+            # No room for a copy: the figure is then missing, not wrong.
             return None
         job = {
             "model": str(path),
@@ -42,13 +45,16 @@ def peak_memory_bytes(
             "threads": execution.threads,
         }
         # A fault in the child must not fail the job either.
-        done = subprocess.run(
-            [sys.executable, "-m", "onnxcompress.verify.memory", json.dumps(job)],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", "onnxcompress.verify.memory", json.dumps(job)],
+                capture_output=True,
+                text=True,
+                timeout=600,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
     return int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdigit() else None
 
 

@@ -192,7 +192,7 @@ def test_reasons_are_whole_sentences(refuse: Callable[..., Any], model: Path) ->
     """conv1 holds noise only, so no rank is recommended there."""
     out = model.with_name("out.onnx")
     options = ["--pass", "tucker2", "--exclude", "conv2", "--gate", "off"]
-    words = ["what the noise estimate (EVBMF) calls signal"]
+    words = ["the pass's own rule recommends nothing cheaper here"]
     refuse(1, "compress", model, out, *options, words=words)
 
 

@@ -44,7 +44,7 @@ def test_inspect(cli: Callable[..., Any], model: Path) -> None:
     assert report["file_bytes"] == model.stat().st_size
     assert report["sizes"] == {"x": [1, 3, 6, 7]}
     offers = {name: " ".join(row["passes"]) for name, row in rows.items()}
-    assert "rank 8x8 (MACs x0.15" in offers["conv2"]
+    assert "its rule takes 8x8 (MACs x0.15" in offers["conv2"]
     assert "svd: MACs x0.50" in offers["point"]
 
 

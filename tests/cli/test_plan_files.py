@@ -219,3 +219,28 @@ def test_bytes_do_not_depend_on_the_hash_seed(
         assert process.returncode == 0, errors.decode()
     first, second = (model.with_name(f"{n}.onnx").read_bytes() for n in "12")
     assert first == second
+
+
+def test_a_replay_is_judged_as_the_plan_was(cli: Callable[..., Any], model: Path) -> None:
+    """A plan made with the gate off may be slower; replayed, it may be so again."""
+    form = ("--pass", "tucker2:rank=full", "--gate", "off")
+    direct, replayed = model.with_name("direct.onnx"), model.with_name("replayed.onnx")
+    assert cli("compress", model, direct, *form).code == 0
+    assert cli("compress", model, replayed, *form, "--dry-run").code == 0
+    plan = model.with_name("replayed.onnx.plan.json")
+    assert json.loads(plan.read_text())["gate"] is False
+    assert cli("compress", model, replayed, "--plan", plan).code == 0
+    assert replayed.read_bytes() == direct.read_bytes()
+
+
+def test_excluded_nodes_are_not_replayed(
+    refuse: Callable[..., Any], model: Path, plan: Path
+) -> None:
+    node = json.loads(plan.read_text())["chosen"][0]["node"]
+    out = model.with_name("out.onnx")
+    refuse(2, "compress", model, out, "--plan", plan, "--exclude", f"^{node}$", words=[node])
+
+
+def test_an_exclusion_that_matches_nothing(refuse: Callable[..., Any], model: Path) -> None:
+    out = model.with_name("out.onnx")
+    refuse(2, "compress", model, out, "--exclude", "nothere", words=["nothere", "no node"])

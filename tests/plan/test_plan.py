@@ -33,6 +33,7 @@ def plan(facts: Facts) -> Plan:
         chosen=chosen,
         refusals=(*found.refusals, Refusal("svd", "elsewhere", 'because of "quotes" — and more')),
         targets={"macs": 0.5},
+        gate=False,
         notes=("found by hand",),
     )
 
@@ -52,7 +53,7 @@ def test_round_trip(plan: Plan, tmp_path: Path) -> None:
 def test_plain_values(plan: Plan) -> None:
     values = plan.to_dict()
     assert list(values) == [
-        "version", "model_digest", "passes", "targets", "chosen", "refusals", "notes",
+        "version", "model_digest", "passes", "targets", "gate", "chosen", "refusals", "notes",
     ]  # fmt: skip
     assert values["version"] == 1
     assert json.loads(plan.to_json()) == values
