@@ -72,7 +72,7 @@ def inspect_command(
 
 
 def _rows(facts: Any, offers: Any) -> list[dict[str, Any]]:
-    from onnxcompress.graph.cost import COUNTED_OPERATORS
+    from onnxcompress.graph.cost import COUNTED_OPERATORS, activation_bytes
 
     words: dict[str, list[str]] = defaultdict(list)
     for candidates in offers.sites:
@@ -98,6 +98,8 @@ def _rows(facts: Any, offers: Any) -> list[dict[str, Any]]:
                 "output": list(shapes.get(node.output[0], ())),
                 "macs": cost.macs,
                 "params": cost.params,
+                "weight_bytes": cost.weight_bytes,
+                "activation_bytes": activation_bytes(node, shapes, facts.view),
                 "passes": words[node.name] or ["none of the passes asked covers it"],
             }
         )

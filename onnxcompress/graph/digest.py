@@ -48,8 +48,3 @@ def _add(digest: hashlib._Hash, tensor: onnx.TensorProto) -> None:
         digest.update(tensor.raw_data)
     else:
         digest.update(onnx.numpy_helper.to_array(tensor).tobytes())
-
-
-def bytes_digest(data: bytes) -> str:
-    """SHA-256 of a file's bytes."""
-    return hashlib.sha256(data).hexdigest()

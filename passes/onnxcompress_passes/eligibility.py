@@ -8,14 +8,17 @@ import numpy as np
 import onnx
 
 from onnxcompress.analyse.facts import Facts
+from onnxcompress.errors import ModelError
 from onnxcompress.graph.editor import PROVENANCE_KEY
+from onnxcompress.graph.spec import ConvSpec, DenseSpec
 from onnxcompress.graph.view import FLOATING_TYPES
 
 QUANTISED = frozenset({"QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm"})
 
 
-def reason_to_leave(facts: Facts, node: str, weight: str) -> str:
+def reason_to_leave(facts: Facts, layer: ConvSpec | DenseSpec) -> str:
     """Why no low-rank pass touches this layer, or an empty string."""
+    node, weight = layer.node, layer.weight
     if node in facts.excluded:
         return "excluded by the user"
     proto = facts.view.nodes[node]
@@ -31,6 +34,10 @@ def reason_to_leave(facts: Facts, node: str, weight: str) -> str:
         return "the weight contains NaN or infinite values"
     if not values.any():
         return "the weight is all zero"
+    try:
+        facts.shape(layer.input), facts.shape(layer.output)
+    except ModelError as error:
+        return str(error)
     return ""
 
 

@@ -17,7 +17,6 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxcompress.analyse.facts import Facts, Unsupported
-from onnxcompress.errors import ModelError
 from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.spec import ConvSpec, DenseSpec, conv_spec, dense_spec
@@ -170,11 +169,4 @@ def _unfit(layer: ConvSpec | DenseSpec, facts: Facts) -> str:
             return _SPATIAL
         if layer.depthwise:
             return "depthwise: each channel is scaled by itself, there is nothing to share"
-    reason = reason_to_leave(facts, layer.node, layer.weight)
-    if reason:
-        return reason
-    try:
-        facts.shape(layer.input), facts.shape(layer.output)
-    except ModelError as error:
-        return str(error)
-    return ""
+    return reason_to_leave(facts, layer)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxcompress.graph.digest import bytes_digest, model_digest
+from onnxcompress.graph.digest import model_digest
 
 
 @pytest.fixture
@@ -164,7 +162,3 @@ def test_an_overridable_input_is_no_output():
     one = helper.make_graph([node], "g", values[:2], values[2:], weights)
     other = helper.make_graph([node], "g", values[:1], values[1:], weights)
     assert model_digest(helper.make_model(one)) != model_digest(helper.make_model(other))
-
-
-def test_bytes():
-    assert bytes_digest(b"abc") == hashlib.sha256(b"abc").hexdigest()
