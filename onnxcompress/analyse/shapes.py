@@ -14,7 +14,7 @@ from onnxcompress.analyse.sizes import random_feeds
 from onnxcompress.errors import ModelError
 from onnxcompress.graph.cost import COUNTED_OPERATORS
 from onnxcompress.graph.infer import Shapes, shapes_at
-from onnxcompress.runtime import Execution, open_session
+from onnxcompress.runtime import Array, Execution, open_session
 
 
 def shapes_for(model: onnx.ModelProto, sizes: Mapping[str, tuple[int, ...]]) -> Shapes:
@@ -33,28 +33,30 @@ def shapes_for(model: onnx.ModelProto, sizes: Mapping[str, tuple[int, ...]]) -> 
         if name and name not in shapes and name not in constants
     ]
     if open_names:
-        shapes |= _observed(model, sizes, list(dict.fromkeys(open_names)))
+        values = observe(model, sizes, list(dict.fromkeys(open_names)))
+        shapes |= {name: tuple(int(d) for d in value.shape) for name, value in values.items()}
     return shapes
 
 
-def _observed(
+def observe(
     model: onnx.ModelProto, sizes: Mapping[str, tuple[int, ...]], names: list[str]
-) -> Shapes:
-    """Run once with `names` as extra outputs and read their shapes."""
+) -> dict[str, Array]:
+    """Run once with `names` as extra outputs and return their values.
+
+    Raises:
+        ModelError: the model does not run, or does not make one of these tensors.
+    """
     outputs = {output.name for output in model.graph.output}
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
     for name in names:
         if name not in outputs:
             tapped.graph.output.append(onnx.ValueInfoProto(name=name))
-    # Unfused and on the CPU: every tensor exists there, and shapes do not depend on the provider.
+    # Unfused and on the CPU: every tensor exists there, and sizes do not depend on the provider.
     with open_session(tapped, Execution(optimise=False)) as session:
         found = session.run(random_feeds(model, sizes))
-        shapes = {
-            name: tuple(int(d) for d in value.shape)
-            for name, value in zip(session.output_names, found, strict=True)
-        }
-    missing = [name for name in names if name not in shapes]
+        values = dict(zip(session.output_names, found, strict=True))
+    missing = [name for name in names if name not in values]
     if missing:
         raise ModelError(f"the size of tensor '{missing[0]}' cannot be found")
-    return shapes
+    return values

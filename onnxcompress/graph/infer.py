@@ -36,6 +36,18 @@ def partial_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
     return _declared(_infer(light))
 
 
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """The element type of every tensor for which it can be inferred."""
+    light = onnx.ModelProto()
+    light.CopyFrom(skeleton(model).model)
+    del light.graph.value_info[:]
+    inferred = _infer(light)
+    types = {tensor.name: int(tensor.data_type) for tensor in model.graph.initializer}
+    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        types[value.name] = int(value.type.tensor_type.elem_type)
+    return types
+
+
 def shapes_at(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> Shapes:
     """Every shape that follows from giving the inputs the sizes in `sizes`.
 

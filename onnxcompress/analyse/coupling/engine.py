@@ -1,0 +1,205 @@
+"""From a model to its coupling: trace, decide, and read the classes off the flows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from onnxcompress.analyse.coupling.deciding import decide
+from onnxcompress.analyse.coupling.execute import NodeRunner
+from onnxcompress.analyse.coupling.flow import FIXED, Flow, Ids
+from onnxcompress.analyse.coupling.result import Coupling, Group, Lane
+from onnxcompress.analyse.coupling.rules.table import rule_for
+from onnxcompress.analyse.coupling.run_time_sizes import refuse_sizes_that_do_not_follow
+from onnxcompress.analyse.coupling.tracer import Tracer, describe
+from onnxcompress.analyse.shapes import observe
+from onnxcompress.graph.infer import element_types
+from onnxcompress.graph.view import GraphView
+
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+_PARAMETERS = frozenset(
+    "Reshape Slice Split Resize Upsample Expand Tile Pad Unsqueeze Squeeze Gather".split()
+)
+
+
+def couple(
+    view: GraphView, sizes: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]
+) -> Coupling:
+    """Find out which channels of a model must go together.
+
+    Args:
+        view: a model in canonical form.
+        sizes: representative size of every input.
+        shapes: the shapes known at these sizes.
+
+    Raises:
+        ModelError: the model does not run at these sizes.
+    """
+    shapes, observed = _complete(view, sizes, shapes)
+    with NodeRunner(view.model) as runner:
+        tracer = Tracer(view, shapes, element_types(view.model), observed, runner)
+        for node in view.model.graph.node:
+            _trace(node, tracer)
+        _block_what_is_visible(tracer)
+        decide(tracer)
+        refuse_sizes_that_do_not_follow(tracer)
+    return _result(tracer)
+
+
+def _complete(
+    view: GraphView, sizes: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, np.ndarray]]:
+    """All shapes, and the values of what decides at run time where data goes, from one real run."""
+    wanted, parameters = [], []
+    for node in view.model.graph.node:
+        wanted += [n for n in node.output if n and n not in shapes]
+        if node.op_type in _PARAMETERS:
+            parameters += [n for n in node.input[1:] if n and n in view.producers]
+    names = list(dict.fromkeys([*wanted, *parameters]))
+    values = observe(view.model, sizes, names) if names else {}
+    found = {name: tuple(map(int, value.shape)) for name, value in values.items()}
+    return {**shapes, **found}, {name: values[name] for name in parameters}
+
+
+def _trace(node: onnx.NodeProto, tracer: Tracer) -> None:
+    rule = rule_for(node)
+    if rule is not None:
+        rule(node, tracer)
+    elif node.op_type in _CONTROL_FLOW:
+        tracer.block_inputs(node, f"it enters {describe(node)}")
+    else:
+        tracer.block_inputs(node, f"{describe(node)} is no operator with a known rule")
+
+
+def _block_what_is_visible(tracer: Tracer) -> None:
+    for name, what in (
+        *((name, "the graph's output '{}' shows it") for name in tracer.view.outputs),
+        *((name, "a subgraph reads '{}'") for name in sorted(tracer.view.captured)),
+    ):
+        flow = tracer.flow(name)
+        if flow is not None:
+            tracer.block(flow, what.format(name))
+
+
+def _result(tracer: Tracer) -> Coupling:
+    lanes = {name: _lane(name, flow, tracer) for name, flow in tracer.flows.items()}
+    _block_what_would_be_empty(lanes, tracer)
+    producers = {
+        node.name: node.output[0]
+        for node in tracer.view.model.graph.node
+        if node.op_type in LAYERS and node.output[0] in lanes and node.name not in tracer.refusals
+    }
+    blocked = {
+        int(c): reason
+        for c in np.unique(np.concatenate([lane.classes for lane in lanes.values()] or [[FIXED]]))
+        if c != FIXED and (reason := tracer.channels.reason(int(c))) is not None
+    }
+    cut = {
+        name: Lane(
+            lane.axis, np.where(np.isin(lane.classes, list(blocked)), FIXED, lane.classes), lane.values
+        )
+        for name, lane in lanes.items()
+    }
+    cut = {name: lane for name, lane in cut.items() if lane.classes.any()}
+    groups = _groups(tracer, producers, cut)
+    refusals = dict(tracer.refusals)
+    for name, tensor in producers.items():
+        if tensor not in cut:
+            first = int(lanes[tensor].classes[0])
+            refusals[name] = blocked.get(first, "its channels cannot be cut")
+    return Coupling(groups, refusals, cut, producers, blocked)
+
+
+def _lane(name: str, flow: Flow, tracer: Tracer) -> Lane:
+    """The classes along the axis that carries them."""
+    roots = tracer.channels.roots(flow.ids)
+    varying = [a for a in range(roots.ndim) if (roots != roots.take([0], a)).any()]
+    if len(varying) > 1:
+        # Nothing may be cut where the decision did not hold: a later union undid it.
+        tracer.channels.block(flow.ids, f"tensor '{name}' would not stay rectangular")
+    axis = varying[0] if varying else (flow.varying[0] if flow.varying else 0)
+    line = Flow(flow.shape, _first_along(roots, axis), flow.values)
+    return Lane(axis, np.array(line.along(axis)), np.array(line.values_along(axis)))
+
+
+def _first_along(roots: Ids, axis: int) -> Ids:
+    for other in range(roots.ndim):
+        if other != axis:
+            roots = roots.take([0], other)
+    return roots
+
+
+def _block_what_would_be_empty(lanes: Mapping[str, Lane], tracer: Tracer) -> None:
+    for name, lane in lanes.items():
+        classes = np.unique(lane.classes)
+        if len(classes) == 1 and classes[0] != FIXED:
+            tracer.channels.block(classes, f"nothing would be left of tensor '{name}'")
+
+
+def _groups(
+    tracer: Tracer, producers: Mapping[str, str], lanes: Mapping[str, Lane]
+) -> tuple[Group, ...]:
+    """Connect the classes that one producer makes."""
+    leader: dict[int, int] = {}
+
+    def find(channel: int) -> int:
+        while leader.setdefault(channel, channel) != channel:
+            channel = leader[channel]
+        return channel
+
+    for tensor in producers.values():
+        if tensor in lanes:
+            free = [int(c) for c in np.unique(lanes[tensor].classes) if c != FIXED]
+            for channel in free:
+                low, high = sorted((find(free[0]), find(channel)))
+                leader[high] = low
+    makers: dict[int, list[str]] = defaultdict(list)
+    channels: dict[int, dict[int, None]] = defaultdict(dict)
+    for node, tensor in producers.items():
+        if tensor in lanes:
+            for channel in lanes[tensor].classes.tolist():
+                if channel != FIXED:
+                    channels[find(channel)].setdefault(channel)
+            makers[find(next(c for c in lanes[tensor].classes.tolist() if c != FIXED))].append(node)
+    tensors: dict[int, list[str]] = defaultdict(list)
+    for name, lane in lanes.items():
+        for root in {find(c) for c in np.unique(lane.classes).tolist() if c != FIXED}:
+            tensors[root].append(name)
+    return tuple(
+        _group(tracer, names, tuple(channels[root]), tensors[root], lanes)
+        for root, names in makers.items()
+    )
+
+
+def _group(
+    tracer: Tracer,
+    producers: list[str],
+    channels: tuple[int, ...],
+    tensors: list[str],
+    lanes: Mapping[str, Lane],
+) -> Group:
+    place = {channel: at for at, channel in enumerate(channels)}
+    covers: dict[tuple[int, ...], None] = {}
+    for name in tensors:
+        classes = np.unique(lanes[name].classes).tolist()
+        if all(c in place for c in classes):
+            covers.setdefault(tuple(sorted(place[c] for c in classes)))
+    smallest = [c for c in covers if not any(set(o) < set(c) for o in covers)]
+    consumers = [
+        use.node.name
+        for name in tensors
+        for use in tracer.view.uses(name)
+        if use.node.op_type in LAYERS and use.index == 0
+    ]
+    return Group(
+        name=producers[0],
+        producers=tuple(producers),
+        consumers=tuple(dict.fromkeys(consumers)),
+        channels=channels,
+        tensors=tuple(tensors),
+        covers=tuple(smallest),
+    )

@@ -1,0 +1,1 @@
+"""What every operator does to channels; an operator without a rule is a barrier."""
