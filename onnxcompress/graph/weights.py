@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from onnxcompress.graph.view import GraphView, attributes
 
@@ -34,3 +36,25 @@ def chain_of(view: GraphView, tensor: str) -> list[onnx.NodeProto]:
         chain.append(view.producers[tensor])
         tensor = chain[-1].input[0]
     return chain
+
+
+def constant_values(view: GraphView, tensor: str) -> NDArray[np.float64]:
+    """The values of a weight in float64, as the layer that reads `tensor` sees them.
+
+    Raises:
+        ModelError: it is not a constant.
+    """
+    if view.is_constant(tensor) or weight_root(view, tensor) is None:
+        return view.array64(tensor)
+    node = view.producers[tensor]
+    values = constant_values(view, node.input[0])
+    if node.op_type != "DequantizeLinear":
+        return values
+    scale = view.array64(node.input[1])
+    zero = view.array64(node.input[2]) if len(node.input) > 2 else np.zeros(())
+    if scale.size > 1:
+        axis = attributes(node).get("axis", 1)
+        lined = [1] * values.ndim
+        lined[int(axis) if isinstance(axis, int) else 1] = -1
+        scale, zero = scale.reshape(lined), np.broadcast_to(zero.ravel(), scale.size).reshape(lined)
+    return np.asarray((values - zero) * scale, dtype=np.float64)

@@ -14,6 +14,7 @@ from onnxcompress.analyse.coupling.flow import FIXED, Flow, Ids
 from onnxcompress.analyse.coupling.result import Coupling, Group, Lane
 from onnxcompress.analyse.coupling.rules.table import rule_for
 from onnxcompress.analyse.coupling.run_time_sizes import refuse_sizes_that_do_not_follow
+from onnxcompress.analyse.coupling.shuffles import Shuffle, find_shuffles
 from onnxcompress.analyse.coupling.tracer import Tracer, describe
 from onnxcompress.analyse.shapes import observe
 from onnxcompress.graph.infer import element_types
@@ -45,9 +46,10 @@ def couple(
         for node in view.model.graph.node:
             _trace(node, tracer)
         _block_what_is_visible(tracer)
+        shuffles = find_shuffles(tracer)
         decide(tracer)
-        refuse_sizes_that_do_not_follow(tracer)
-    return _result(tracer)
+        refuse_sizes_that_do_not_follow(tracer, shuffles)
+    return _result(tracer, shuffles)
 
 
 def _complete(
@@ -85,7 +87,7 @@ def _block_what_is_visible(tracer: Tracer) -> None:
             tracer.block(flow, what.format(name))
 
 
-def _result(tracer: Tracer) -> Coupling:
+def _result(tracer: Tracer, shuffles: dict[str, Shuffle]) -> Coupling:
     lanes = {name: _lane(name, flow, tracer) for name, flow in tracer.flows.items()}
     _block_what_would_be_empty(lanes, tracer)
     producers = {
@@ -111,7 +113,7 @@ def _result(tracer: Tracer) -> Coupling:
         if tensor not in cut:
             first = int(lanes[tensor].classes[0])
             refusals[name] = blocked.get(first, "its channels cannot be cut")
-    return Coupling(groups, refusals, cut, producers, blocked)
+    return Coupling(groups, refusals, cut, producers, blocked, shuffles, tracer.shapes)
 
 
 def _lane(name: str, flow: Flow, tracer: Tracer) -> Lane:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcompress.analyse.coupling.flow import FIXED, Ids, Values
+from onnxcompress.analyse.coupling.shuffles import Shuffle
 from onnxcompress.errors import PassError
 
 
@@ -70,6 +71,8 @@ class Coupling:
         lanes: tensor by tensor, where channels lie; only of tensors with channels that may go.
         producers: output tensor of every layer that makes channels.
         reasons: why classes that are not in a group must stay.
+        shuffles: chains of nodes that only permute channels, by their first node.
+        shapes: shape of every tensor at the representative sizes.
     """
 
     groups: tuple[Group, ...]
@@ -77,6 +80,8 @@ class Coupling:
     lanes: Mapping[str, Lane]
     producers: Mapping[str, str]
     reasons: Mapping[int, str] = field(repr=False)
+    shuffles: Mapping[str, Shuffle] = field(repr=False)
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
 
     def group(self, name: str) -> Group:
         """The group called `name`.
@@ -127,8 +132,3 @@ class Coupling:
                 if len(indices):
                     result[tensor] = (lane.axis, indices)
         return result
-
-
-def fixed_only(classes: Ids) -> bool:
-    """Whether nothing along an axis can go."""
-    return bool((classes == FIXED).all())

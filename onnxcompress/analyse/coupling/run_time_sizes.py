@@ -8,7 +8,7 @@ fraction (which follows when that tensor loses channels in the same proportion),
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from onnxcompress.analyse.coupling.flow import FIXED, Flow, Ids
+from onnxcompress.analyse.coupling.shuffles import Shuffle
 from onnxcompress.analyse.coupling.tracer import (
     Tracer,
     attribute,
@@ -85,9 +86,12 @@ def trace_sizes(view: GraphView, tensor: str) -> list[Element] | None:
     return None
 
 
-def refuse_sizes_that_do_not_follow(tracer: Tracer) -> None:
+def refuse_sizes_that_do_not_follow(tracer: Tracer, shuffles: Mapping[str, Shuffle]) -> None:
     """Block the channels of tensors whose extents are computed in a way that does not follow."""
+    replaced = {name for shuffle in shuffles.values() for name in shuffle.nodes}
     for node in tracer.view.model.graph.node:
+        if node.name in replaced:
+            continue
         index = SIZE_OPERANDS.get(node.op_type)
         name = operand(node, index) if index is not None else ""
         flow = tracer.flow(node.output[0]) if node.output else None
