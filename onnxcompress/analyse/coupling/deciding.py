@@ -58,7 +58,7 @@ def _choose_grouping(tracer: Tracer, layer: GroupedLayer) -> None:
     ]
     reason = f"Conv '{layer.node}' groups it with channels that cannot be cut"
     node = tracer.view.nodes[layer.node]
-    if inputs.shape[1] == 1 or groups > 1 and _count(whole) >= _count(positions):
+    if inputs.shape[1] == 1 or (groups > 1 and _count(whole) >= _count(positions)):
         for one, other in whole:
             channels.unite(one, other, reason)
         return

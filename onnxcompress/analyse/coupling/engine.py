@@ -23,7 +23,19 @@ from onnxcompress.graph.view import GraphView
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 _PARAMETERS = frozenset(
-    "Reshape Slice Split Resize Upsample Expand Tile Pad Unsqueeze Squeeze Gather".split()
+    [
+        "Reshape",
+        "Slice",
+        "Split",
+        "Resize",
+        "Upsample",
+        "Expand",
+        "Tile",
+        "Pad",
+        "Unsqueeze",
+        "Squeeze",
+        "Gather",
+    ]
 )
 
 
@@ -97,12 +109,16 @@ def _result(tracer: Tracer, shuffles: dict[str, Shuffle]) -> Coupling:
     }
     blocked = {
         int(c): reason
-        for c in np.unique(np.concatenate([lane.classes for lane in lanes.values()] or [[FIXED]]))
+        for c in np.unique(
+            np.concatenate([np.array([FIXED]), *(lane.classes for lane in lanes.values())])
+        )
         if c != FIXED and (reason := tracer.channels.reason(int(c))) is not None
     }
     cut = {
         name: Lane(
-            lane.axis, np.where(np.isin(lane.classes, list(blocked)), FIXED, lane.classes), lane.values
+            lane.axis,
+            np.where(np.isin(lane.classes, list(blocked)), FIXED, lane.classes),
+            lane.values,
         )
         for name, lane in lanes.items()
     }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+N = TypeVar("N", bound=np.generic)
 Ids = NDArray[np.int64]
 Values = NDArray[np.float64]
 
@@ -63,7 +65,7 @@ def channel_flow(shape: Sequence[int], axis: int, ids: Ids, values: Values | flo
     return Flow(tuple(shape), ids.reshape(lined), compact(spread.reshape(lined)))
 
 
-def compact(array: NDArray[np.generic]) -> NDArray[np.generic]:
+def compact(array: NDArray[N]) -> NDArray[N]:
     """Reduce every axis along which nothing changes to extent 1 (NaN equals NaN)."""
     for axis in range(array.ndim):
         if array.shape[axis] > 1:
@@ -76,9 +78,7 @@ def compact(array: NDArray[np.generic]) -> NDArray[np.generic]:
     return array
 
 
-def expand(
-    array: NDArray[np.generic], shape: Sequence[int], axes: Collection[int]
-) -> NDArray[np.generic]:
+def expand(array: NDArray[N], shape: Sequence[int], axes: Collection[int]) -> NDArray[N]:
     """Give the named axes of a compact array their real extents."""
     target = [shape[a] if a in axes else array.shape[a] for a in range(array.ndim)]
     return np.ascontiguousarray(np.broadcast_to(array, target))

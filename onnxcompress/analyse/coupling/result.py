@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcompress.analyse.coupling.flow import FIXED, Ids, Values
+from onnxcompress.analyse.coupling.flow import Ids, Values
 from onnxcompress.analyse.coupling.shuffles import Shuffle
 from onnxcompress.errors import PassError
 

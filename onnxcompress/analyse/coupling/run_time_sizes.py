@@ -131,9 +131,7 @@ def _counts(roots: Ids, axis: int, extent: int) -> dict[int, Fraction]:
     if (line == line[0]).all() and extent > 1:
         return {}
     classes, counts = np.unique(line, return_counts=True)
-    return {
-        int(c): Fraction(int(n)) for c, n in zip(classes, counts, strict=True) if c != FIXED
-    }
+    return {int(c): Fraction(int(n)) for c, n in zip(classes, counts, strict=True) if c != FIXED}
 
 
 def _shape(node: onnx.NodeProto, view: GraphView) -> list[Element] | None:
@@ -173,9 +171,7 @@ def _picked(
     return list(elements[int(np.ravel(rest[0])[0]) : int(np.ravel(rest[1])[0]) : step])
 
 
-def _scaled(
-    op: str, one: Sequence[Element], other: Sequence[Element]
-) -> list[Element] | None:
+def _scaled(op: str, one: Sequence[Element], other: Sequence[Element]) -> list[Element] | None:
     if len(one) != 1 or len(other) != 1:
         return None
     a, b = one[0], other[0]

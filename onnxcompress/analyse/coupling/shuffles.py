@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from onnxcompress.analyse.coupling.execute import as_wide
 from onnxcompress.analyse.coupling.flow import Flow, expand
 from onnxcompress.analyse.coupling.tracer import Tracer
 
@@ -39,7 +40,7 @@ class Shuffle:
 
 
 def find_shuffles(tracer: Tracer) -> dict[str, Shuffle]:
-    """Every shuffle, by its first node; the flows inside are forgotten, so that they tie nothing."""
+    """Every shuffle, by its first node; flows inside are forgotten, so that they tie nothing."""
     found: dict[str, Shuffle] = {}
     inside: set[str] = set()
     for node in tracer.view.model.graph.node:
@@ -100,8 +101,8 @@ def _order(
     where = np.ascontiguousarray(places)
     for node in chain:
         others = [tracer.value(name) for name in node.input[1:]]
-        values = tracer.runner.run(node, [values, *others])[0]
-        where = tracer.runner.run(node, [where, *others])[0]
+        values = as_wide(tracer.runner.run(node, [values, *others])[0])
+        where = as_wide(tracer.runner.run(node, [where, *others])[0])
     line = np.moveaxis(values, axis, 0).reshape(extent, -1)
     if not (line == line[:, :1]).all() or not np.array_equal(where, places):
         return None

@@ -77,7 +77,7 @@ def normalisation(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
 
 
 def group_normalisation(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
-    """Whole groups go; scale and bias have one entry per group before opset 21, else per channel."""
+    """Whole groups go; parameters have one entry per group before opset 21, else per channel."""
     lane = at.lane(node.output[0])
     if lane is None:
         return
@@ -114,9 +114,7 @@ def _cut(
         yield Cut(node.name, index, kept)
 
 
-def _bias(
-    node: onnx.NodeProto, index: int, lane: Lane | None, at: Situation
-) -> Iterator[Edit]:
+def _bias(node: onnx.NodeProto, index: int, lane: Lane | None, at: Situation) -> Iterator[Edit]:
     """Cut the bias along its last axis; a single number that broadcasts stays as it is."""
     if lane is None or len(node.input) <= index or not node.input[index]:
         return
@@ -132,8 +130,9 @@ def _grouped(
     values = np.where(inputs, 0.0, lane.values).reshape(group, -1)
     rows = kernel.reshape(group, -1, kernel.shape[1])
     # A whole group that goes takes its outputs along: its values need not be known.
-    values = np.where(inputs.reshape(group, -1).any(axis=1)[:, None], values, 0.0)
-    return np.einsum("goi,gi->go", rows, values).ravel()
+    staying = np.asarray(inputs.reshape(group, -1).any(axis=1))
+    values = np.where(staying[:, np.newaxis], values, 0.0)
+    return np.asarray(np.einsum("goi,gi->go", rows, values).ravel(), dtype=np.float64)
 
 
 def _absorbed(

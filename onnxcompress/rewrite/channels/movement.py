@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -29,9 +30,7 @@ def split(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
         return
     kept = at.kept(lane)
     bounds = np.cumsum([0, *(at.shape(name)[axis] for name in node.output)])
-    sizes = [
-        int(((kept >= a) & (kept < b)).sum()) for a, b in zip(bounds, bounds[1:], strict=False)
-    ]
+    sizes = [int(((kept >= a) & (kept < b)).sum()) for a, b in pairwise(bounds)]
     if at.view.opset() < 13:
         yield SetAttributes(node.name, {"split": sizes})
         return
@@ -50,11 +49,11 @@ def slice_(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
         starts, ends = _list(given["starts"]), _list(given["ends"])
         axes = _list(given["axes"]) if "axes" in given else list(range(len(starts)))
     else:
-        found = at.integers(node, 1), at.integers(node, 2)
-        if found[0] is None or found[1] is None:
+        first, last = at.integers(node, 1), at.integers(node, 2)
+        if first is None or last is None:
             # Bounds that are computed at run time were only let through on other axes.
             return
-        starts, ends = found
+        starts, ends = first, last
         axes = at.integers(node, 3) or list(range(len(starts)))
     rank = len(at.shape(node.input[0]))
     place = [a % rank for a in axes]
@@ -78,7 +77,8 @@ def gather(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     axis = _axis(node, at, 0)
     if lane is None or lane.axis != axis:
         return
-    indices = at.view.array(node.input[1])
+    stored = at.view.array(node.input[1])
+    indices = stored.astype(np.int64)
     extent = len(lane.classes)
     place = np.full(extent, -1, dtype=np.int64)
     kept = at.kept(lane)
@@ -87,7 +87,7 @@ def gather(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     after = at.lane(node.output[0])
     if after is not None and indices.ndim:
         chosen = chosen.take(at.kept(after), after.axis - axis)
-    yield Replace(node.name, 1, place[chosen].astype(indices.dtype))
+    yield Replace(node.name, 1, place[chosen].astype(stored.dtype))
 
 
 def pad(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:

@@ -7,6 +7,8 @@ anything is zero.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -18,14 +20,77 @@ from onnxcompress.errors import ModelError
 from onnxcompress.runtime import Array
 
 UNARY = frozenset(
-    "Abs Acos Acosh Asin Asinh Atan Atanh Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor "
-    "Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu "
-    "Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh "
-    "ThresholdedRelu".split()
+    [
+        "Abs",
+        "Acos",
+        "Acosh",
+        "Asin",
+        "Asinh",
+        "Atan",
+        "Atanh",
+        "Cast",
+        "Ceil",
+        "Celu",
+        "Clip",
+        "Cos",
+        "Cosh",
+        "Dropout",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "IsInf",
+        "IsNaN",
+        "LeakyRelu",
+        "Log",
+        "Mish",
+        "Neg",
+        "Not",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Shrink",
+        "Sigmoid",
+        "Sign",
+        "Sin",
+        "Sinh",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Swish",
+        "Tan",
+        "Tanh",
+        "ThresholdedRelu",
+    ]
 )
 BROADCASTING = frozenset(
-    "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow "
-    "Sub Sum Where Xor".split()
+    [
+        "Add",
+        "And",
+        "Div",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Max",
+        "Mean",
+        "Min",
+        "Mod",
+        "Mul",
+        "Or",
+        "PRelu",
+        "Pow",
+        "Sub",
+        "Sum",
+        "Where",
+        "Xor",
+    ]
 )
 
 
@@ -141,9 +206,11 @@ def _values(node: onnx.NodeProto, tracer: Tracer, known: list[Values]) -> Values
     return values
 
 
-def _run(node: onnx.NodeProto, tracer: Tracer, operands: list[Array | None]) -> Values:
+def _run(node: onnx.NodeProto, tracer: Tracer, operands: Sequence[Array | None]) -> Values:
     """The operator on values, in the type that the model computes in."""
-    typed = [None if v is None else v.astype(_dtype(node, i, tracer)) for i, v in enumerate(operands)]
+    typed = [
+        None if v is None else v.astype(_dtype(node, i, tracer)) for i, v in enumerate(operands)
+    ]
     try:
         with np.errstate(all="ignore"):
             return as_wide(tracer.runner.run(node, typed)[0])

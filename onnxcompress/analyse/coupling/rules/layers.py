@@ -93,9 +93,7 @@ def _entering(node: onnx.NodeProto, tracer: Tracer, axis: int) -> tuple[Ids, Val
     return flow.along(axis), flow.values_along(axis)
 
 
-def absorb(
-    node: onnx.NodeProto, tracer: Tracer, ids: Ids, values: Values, *, border: bool
-) -> None:
+def absorb(node: onnx.NodeProto, tracer: Tracer, ids: Ids, values: Values, *, border: bool) -> None:
     """Block the channels whose remains a bias cannot take."""
     tracer.channels.block(
         ids[np.isnan(values)],

@@ -167,9 +167,7 @@ def _constant(node: onnx.NodeProto, tracer: Tracer) -> bool:
     return all(tracer.constant(name) is not None for name in node.input[1:] if name)
 
 
-def _sequence(
-    node: onnx.NodeProto, tracer: Tracer, name: str, index: int
-) -> list[int] | None:
+def _sequence(node: onnx.NodeProto, tracer: Tracer, name: str, index: int) -> list[int] | None:
     """A list of integers that is an attribute in old opsets and an input in new ones."""
     given = attribute(node, name)
     if isinstance(given, (list, tuple)):

@@ -17,7 +17,7 @@ from onnxcompress.analyse.coupling.tracer import (
 
 
 def batch_norm(node: onnx.NodeProto, tracer: Tracer) -> None:
-    """y = (x - mean) / sqrt(var + epsilon) * scale + bias, channel by channel."""
+    """Y = (x - mean) / sqrt(var + epsilon) * scale + bias, channel by channel."""
     flow = _parameterised(node, tracer)
     if flow is None:
         return
@@ -77,7 +77,7 @@ def local_response_norm(node: onnx.NodeProto, tracer: Tracer) -> None:
 
 
 def quantise(node: onnx.NodeProto, tracer: Tracer) -> None:
-    """q = saturate(round(x / scale) + zero point); x may be quantised per axis."""
+    """Q = saturate(round(x / scale) + zero point); x may be quantised per axis."""
     flow, scale, zero = _quantisation(node, tracer)
     if flow is None:
         return
@@ -87,15 +87,13 @@ def quantise(node: onnx.NodeProto, tracer: Tracer) -> None:
 
 
 def dequantise(node: onnx.NodeProto, tracer: Tracer) -> None:
-    """x = (q - zero point) scale."""
+    """X = (q - zero point) scale."""
     flow, scale, zero = _quantisation(node, tracer)
     if flow is not None:
         tracer.put(node, make_flow(flow.shape, flow.ids, (flow.values - zero) * scale))
 
 
-def _quantisation(
-    node: onnx.NodeProto, tracer: Tracer
-) -> tuple[Flow | None, Values, Values]:
+def _quantisation(node: onnx.NodeProto, tracer: Tracer) -> tuple[Flow | None, Values, Values]:
     nothing = np.zeros(())
     flow = _parameterised(node, tracer)
     if flow is None:
@@ -116,7 +114,7 @@ def _quantisation(
 
 def _range(node: onnx.NodeProto, tracer: Tracer) -> tuple[float, float]:
     kind = tracer.types.get(node.output[0], onnx.TensorProto.UINT8)
-    ranges = {
+    ranges: dict[int, tuple[int, int]] = {
         onnx.TensorProto.INT8: (-128, 127),
         onnx.TensorProto.UINT8: (0, 255),
         onnx.TensorProto.INT16: (-32768, 32767),
@@ -124,7 +122,9 @@ def _range(node: onnx.NodeProto, tracer: Tracer) -> tuple[float, float]:
         onnx.TensorProto.INT4: (-8, 7),
         onnx.TensorProto.UINT4: (0, 15),
     }
-    low, high = ranges.get(kind, (UNKNOWN, UNKNOWN))
+    if kind not in ranges:
+        return UNKNOWN, UNKNOWN
+    low, high = ranges[kind]
     return float(low), float(high)
 
 

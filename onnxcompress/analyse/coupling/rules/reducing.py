@@ -15,15 +15,25 @@ from onnxcompress.analyse.coupling.tracer import (
 )
 
 REDUCTIONS = frozenset(
-    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
-    "ReduceSum ReduceSumSquare".split()
+    [
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceSum",
+        "ReduceSumSquare",
+    ]
 )
 POOLS = frozenset(
-    "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool".split()
+    ["AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"]
 )
-_KEEP_CONSTANTS = frozenset("ReduceMean ReduceMax ReduceMin MaxPool GlobalMaxPool".split()) | {
-    "GlobalAveragePool"
-}
+_KEEP_CONSTANTS = frozenset(
+    ["ReduceMean", "ReduceMax", "ReduceMin", "MaxPool", "GlobalMaxPool"]
+) | {"GlobalAveragePool"}
 _LOSE_ZERO = frozenset({"ReduceLogSum", "ReduceLogSumExp"})
 
 
@@ -66,7 +76,7 @@ def reduction(node: onnx.NodeProto, tracer: Tracer) -> None:
 
 
 def softmax(node: onnx.NodeProto, tracer: Tracer) -> None:
-    """Softmax, LogSoftmax, Hardmax: along one axis, or (before opset 13) along all from there on."""
+    """Softmax and its like: along one axis, or (before opset 13) along all from there on."""
     flow = tracer.flow(node.input[0])
     if flow is None:
         return

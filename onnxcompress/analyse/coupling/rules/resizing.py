@@ -75,7 +75,9 @@ def expand_(node: onnx.NodeProto, tracer: Tracer) -> None:
     tracer.put(
         node,
         make_flow(
-            shape, flow.ids.reshape(lead + flow.ids.shape), flow.values.reshape(lead + flow.values.shape)
+            shape,
+            flow.ids.reshape(lead + flow.ids.shape),
+            flow.values.reshape(lead + flow.values.shape),
         ),
     )
 
@@ -120,9 +122,7 @@ def _padding(
     return amounts, fill, mode
 
 
-def _joined(
-    middle: np.ndarray, axis: int, before: np.ndarray, after: np.ndarray
-) -> np.ndarray:
+def _joined(middle: np.ndarray, axis: int, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Put lines of values before and after `middle` along one axis."""
     target = list(middle.shape)
     parts = []
