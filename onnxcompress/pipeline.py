@@ -9,6 +9,7 @@ import onnx
 
 from onnxcompress.analyse.facts import Facts, analyse
 from onnxcompress.analyse.sizes import random_feeds, representative_sizes
+from onnxcompress.calibrate.activations import CollectedActivations
 from onnxcompress.calibrate.inputs import Inputs, open_inputs
 from onnxcompress.config import Config
 from onnxcompress.errors import BoundError, DataError
@@ -21,7 +22,8 @@ from onnxcompress.planning import Planner
 from onnxcompress.progress import Progress, Silent
 from onnxcompress.report.build import build_report
 from onnxcompress.rewrite.manager import Rewritten, rewrite
-from onnxcompress.runtime import open_session
+from onnxcompress.rewrite.proof import Bench, prove
+from onnxcompress.runtime import Array, open_session
 from onnxcompress.verify.accuracy import (
     Accuracy,
     Bounds,
@@ -32,6 +34,7 @@ from onnxcompress.verify.metrics import Metric, is_classifier, parse_metric
 from onnxcompress.verify.verdict import Verdict, verify
 
 _MAX_ATTEMPTS = 6
+_PROOF_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,11 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         plan = planner.plan()
         demand_gain(plan, planner)
         progress.stage("rewrite")
-        rewritten = rewrite(prepared.facts.model, plan.chosen, planner.passes, memo=planner.memo)
+        rewritten = prove(
+            rewrite(prepared.facts.model, plan.chosen, planner.passes, memo=planner.memo),
+            planner.passes,
+            Bench(prepared.facts.model, proof_feeds(prepared), config.execution, planner.memo),
+        )
         plan = with_rolled_back(plan, rewritten)
         demand_gain(plan, planner)
         for refusal in rewritten.rolled_back:
@@ -117,6 +124,7 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         execution=config.execution,
         seed=config.seed,
         consulted=attempt,
+        proofs=rewritten.proofs,
     )
     if verdict.ok:
         return Result(rewritten.model, plan, report, verdict)
@@ -176,9 +184,25 @@ def prepare(source: ModelSource, config: Config, progress: Progress) -> Prepared
     progress.stage("analyse")
     names = [node.name for node in canonical.model.graph.node]
     facts = analyse(canonical.model, sizes, excluded=config.excluded(names))
+    if inputs.calibration is not None:
+        facts = facts.with_activations(
+            CollectedActivations(
+                canonical.model, facts.shapes(), inputs.calibration, config.execution, config.seed
+            )
+        )
     for note in canonical.notes:
         progress.note(note)
     return Prepared(given, canonical, inputs, facts, config)
+
+
+def proof_feeds(prepared: Prepared) -> list[dict[str, Array]]:
+    """Inputs to prove rewrites on: some of the user's own; random ones where there are none."""
+    data = prepared.inputs.calibration or prepared.inputs.verdict
+    if data is None:
+        model, sizes = prepared.canonical.model, prepared.facts.sizes
+        return [random_feeds(model, sizes, seed=prepared.config.seed)]
+    count = min(len(data), max(_PROOF_SAMPLES, data.fixed_batch or 1))
+    return [feeds for feeds, _ in data.take(range(count)).batches(_PROOF_SAMPLES)]
 
 
 def plan_only(

@@ -6,21 +6,25 @@ tighter bound, because networks know their training images by heart and lose les
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnxcompress.analyse.facts import Facts
+from onnxcompress.analyse.facts import Facts, Need
+from onnxcompress.analyse.shapes import shapes_for
 from onnxcompress.analyse.sizes import random_feeds
 from onnxcompress.calibrate.inputs import Inputs
 from onnxcompress.config import Config
-from onnxcompress.errors import UsageError
+from onnxcompress.errors import ModelError, UsageError
+from onnxcompress.graph.cost import model_cost
 from onnxcompress.graph.digest import model_digest
 from onnxcompress.graph.memo import Memo
 from onnxcompress.latency.interleave import interleaved
 from onnxcompress.latency.table import LatencyTable, LayerTiming, default_table_path
 from onnxcompress.load.source import Source
+from onnxcompress.plan.channels.known import remember_coupling
 from onnxcompress.plan.contract import Candidate, Pass, Refusal
 from onnxcompress.plan.gate import Key, gate, nothing_to_save
 from onnxcompress.plan.options import Options, collect
@@ -35,12 +39,17 @@ from onnxcompress.plan.search import (
     within_budget,
 )
 from onnxcompress.progress import Progress
+from onnxcompress.rewrite.manager import rewrite
 from onnxcompress.trial import CalibrationTrial
 from onnxcompress.verify.accuracy import Bounds
 from onnxcompress.verify.verdict import Verdict
 
 _TIGHTEN = 0.4
 _STEPS = 20
+_COUNTS = 10
+_CLOSE = 0.005
+"""How far below a counted target a choice may end, as a fraction of the original."""
+
 _UNGATED = "latency gate off: no rewrite was timed, and the result may be slower than the original"
 
 
@@ -91,6 +100,7 @@ class Planner:
     def plan(self) -> Plan:
         """A plan under everything learned so far."""
         if self._replay is not None:
+            self._remember_coupling()
             return self._replay
         options = self._offers()
         choice = self._choose(options)
@@ -154,6 +164,7 @@ class Planner:
         if self._options is not None:
             return self._options
         options = collect(self._facts, self._owners)
+        self._remember_coupling()
         if self._config.gated:
             self._progress.stage("measure layers")
             gated = gate(
@@ -175,15 +186,7 @@ class Planner:
     def _choose(self, options: Options) -> Choice:
         sites = options.sites
         if self._config.targets:
-            factors = self._sensitivities(options)
-            return for_targets(
-                sites,
-                self._config.targets,
-                self._measured_baseline(),
-                self.timings,
-                factors,
-                slack=self._slack,
-            )
+            return self._for_targets(options, self._sensitivities(options))
         if not self._plans_by_data():
             return by_rule(sites)
         # A single candidate per site (explicit ranks) that costs nothing needs no weighing.
@@ -194,6 +197,44 @@ class Planner:
             return within_budget(sites, factors, self.timings, self._budget)
         choice, self._budget = within_bound(sites, self._trial, factors, self.timings)
         return choice
+
+    def _for_targets(self, options: Options, factors: list[float]) -> Choice:
+        """A choice that meets the targets by what is counted on the rewritten graph.
+
+        Savings of candidates that share layers do not add up (both sides of a convolution lose
+        channels), so the choice is carried out, counted, and made again with what was over- or
+        underestimated added to the demand.
+        """
+        targets, baseline = self._config.targets, self._measured_baseline()
+        counted = {kind: value for kind, value in targets.items() if kind in {"macs", "params"}}
+        together = any(self.passes[o[0].site.pass_name].works_together for o in options.sites)
+        slack, best = dict(self._slack), None
+        for _ in range(_COUNTS if counted and together else 1):
+            choice = for_targets(
+                options.sites, targets, baseline, self.timings, factors, slack=slack
+            )
+            if not counted or not together or not choice.chosen:
+                return choice
+            missing = self._missing(choice, counted)
+            if all(amount <= 0.0 for amount in missing.values()):
+                best = choice
+            if all(-_CLOSE * self._total(kind) <= m <= 0.0 for kind, m in missing.items()):
+                break
+            for kind, amount in missing.items():
+                slack[kind] = slack.get(kind, 0.0) + amount
+        return best or choice
+
+    def _missing(self, choice: Choice, counted: Mapping[str, float]) -> dict[str, float]:
+        """By how much a choice, carried out, falls short of each counted target (or exceeds it)."""
+        model = rewrite(self._facts.model, choice.chosen, self.passes, memo=self.memo).model
+        cost = model_cost(model, shapes_for(model, self._facts.sizes))
+        return {
+            kind: getattr(cost, kind) - fraction * self._total(kind)
+            for kind, fraction in counted.items()
+        }
+
+    def _total(self, kind: str) -> float:
+        return float(getattr(self._facts.total(), kind))
 
     def _sensitivities(self, options: Options) -> list[float]:
         if self._factors is None:
@@ -209,6 +250,12 @@ class Planner:
 
     def _plans_by_data(self) -> bool:
         return self._inputs.calibration is not None
+
+    def _remember_coupling(self) -> None:
+        """Editors of this job need not find the coupling again."""
+        if any(Need.COUPLING in owner.needs for owner in self._owners):
+            with contextlib.suppress(ModelError):
+                remember_coupling(self._facts, self.memo)
 
     def _measured_baseline(self) -> Baseline:
         if self._baseline is None:

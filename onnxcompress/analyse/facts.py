@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import onnx
 
+from onnxcompress.analyse.activations import Activations
+from onnxcompress.analyse.coupling.engine import couple
+from onnxcompress.analyse.coupling.result import Coupling
 from onnxcompress.analyse.shapes import shapes_for
 from onnxcompress.errors import ModelError, PassError
 from onnxcompress.graph.cost import Cost, Shapes, model_cost, node_cost, node_macs
 from onnxcompress.graph.spec import ConvSpec, DenseSpec, conv_spec, dense_spec
 from onnxcompress.graph.view import GraphView
 
+T = TypeVar("T")
+
 
 class Need(enum.Enum):
     """Facts that cost something to obtain; a pass declares which it reads."""
 
     SHAPES = "shapes"
+    COUPLING = "coupling"
+    ACTIVATIONS = "activations"
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class Facts:
     sizes: Mapping[str, tuple[int, ...]]
     excluded: frozenset[str] = frozenset()
     _shapes: Shapes = field(default_factory=dict, repr=False)
+    _activations: Activations | None = field(default=None, repr=False)
+    _found: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
     _allowed: frozenset[Need] | None = None
 
     @property
@@ -103,6 +113,37 @@ class Facts:
         """Cost of the whole network. Needs SHAPES."""
         self._demand(Need.SHAPES)
         return model_cost(self.model, self._shapes)
+
+    def coupling(self) -> Coupling:
+        """Which channels go together; found once. Needs COUPLING and SHAPES.
+
+        Raises:
+            ModelError: the model does not run at the representative sizes.
+        """
+        self._demand(Need.COUPLING)
+        self._demand(Need.SHAPES)
+        return self.recall("coupling", lambda: couple(self.view, self.sizes, self._shapes))
+
+    def activations(self) -> Activations | None:
+        """Statistics of calibration inputs; None where there are none. Needs ACTIVATIONS."""
+        self._demand(Need.ACTIVATIONS)
+        return self._activations
+
+    def with_activations(self, activations: Activations) -> Facts:
+        """The same facts, and statistics of calibration inputs."""
+        return replace(self, _activations=activations, _found={})
+
+    def recall(self, key: Hashable, find: Callable[[], T]) -> T:
+        """What `find` finds, looked up once per model: passes keep no state of their own.
+
+        Args:
+            key: what is sought; must name everything that the finding depends on.
+            find: finds it.
+        """
+        if key not in self._found:
+            self._found[key] = find()
+        found: T = self._found[key]
+        return found
 
     def _known(self, tensor: str) -> tuple[int, ...]:
         self._demand(Need.SHAPES)

@@ -53,6 +53,7 @@ class Editor:
         memo: Memo | None = None,
     ) -> None:
         self.memo = memo or Memo()
+        self.model = model
         self._graph, self._keep = import_graph(model, weights=weights)
         self._captured = frozenset(captured_names(model.graph))
         self._tensor_names = set(tensor_names(model.graph)) | set(weights or {})
@@ -147,6 +148,21 @@ class Editor:
         """Insert the node `new` in front of `node` in the order of execution."""
         at = self._position(node)
         self._graph.nodes[at:at] = [new]
+        self._adopt(new, source=node.name)
+        self._log("insert", new.name)
+
+    def insert_behind(self, node: gs.Node, new: gs.Node, index: int = 0) -> None:
+        """Let `new` read the first output of `node` as its input `index`, and write in its place.
+
+        Whoever read that output reads the result of `new`, under the same name.
+        """
+        output = node.outputs[0]
+        inner = self.variable(f"{output.name}_inner", output)
+        node.outputs[0] = inner
+        new.inputs.insert(index, inner)
+        new.outputs.append(output)
+        at = self._position(node)
+        self._graph.nodes[at + 1 : at + 1] = [new]
         self._adopt(new, source=node.name)
         self._log("insert", new.name)
 

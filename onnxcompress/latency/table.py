@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,14 @@ class LayerTiming:
         return self.ratio < 1.0 and wins >= len(self.original_ms) - 1
 
 
+def together(timings: Sequence[LayerTiming]) -> LayerTiming:
+    """Several layers as one: their times round by round, added up."""
+    return LayerTiming(
+        tuple(float(sum(ms)) for ms in zip(*(t.original_ms for t in timings), strict=True)),
+        tuple(float(sum(ms)) for ms in zip(*(t.candidate_ms for t in timings), strict=True)),
+    )
+
+
 class LatencyTable:
     """Measured layer timings, in memory and (if `path` is given) on disk.
 
@@ -76,15 +85,15 @@ class LatencyTable:
 
         Args:
             original: the layer cut out of the network.
-            candidates: its replacements, with the same inputs.
+            candidates: its replacements, with the same inputs, or with inputs of fewer channels.
         """
         keys = [self._key(original, candidate) for candidate in candidates]
         new = [i for i, key in enumerate(keys) if key not in self._entries]
         if new:
-            feeds = random_inputs(original)
+            models = [original, *(candidates[i] for i in new)]
             timings = interleaved(
-                [original, *(candidates[i] for i in new)],
-                feeds,
+                models,
+                [random_inputs(model) for model in models],
                 self.execution,
                 budget=LAYER_BUDGET,
             )

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
+import onnx
+
 from onnxcompress.analyse.facts import Facts, Need
 from onnxcompress.errors import UsageError
 from onnxcompress.graph.cost import Cost
@@ -113,6 +115,37 @@ class Pass(abc.ABC, Generic[S]):
     @abc.abstractmethod
     def rewrite(self, candidate: Candidate[S], edit: Editor) -> None:
         """Carry out `candidate`. Only nodes named in its `touches` may change."""
+
+    def rewrite_together(self, candidates: Sequence[Candidate[S]], edit: Editor) -> None:
+        """Carry out several candidates on one graph; one after the other unless overridden.
+
+        A pass whose candidates touch the same nodes works out all edits from the original graph
+        here, so that they do not depend on their order.
+        """
+        for candidate in candidates:
+            self.rewrite(candidate, edit)
+
+    @property
+    def works_together(self) -> bool:
+        """Whether all candidates are carried out at once, so that they may share nodes."""
+        return type(self).rewrite_together is not Pass.rewrite_together
+
+    def reference(self, candidates: Sequence[Candidate[S]], edit: Editor) -> bool:
+        """Turn the graph into what it must equal, on every input, once these are carried out.
+
+        Returns:
+            Whether there is such a reference; without one (the default) nothing is compared.
+        """
+        return False
+
+    def excerpts(
+        self, candidate: Candidate[S], facts: Facts
+    ) -> Sequence[tuple[onnx.ModelProto, onnx.ModelProto]] | None:
+        """Pairs of small models, before and after, that are timed to weigh a candidate.
+
+        None (the default) lets the engine cut out the one layer of the site and rewrite it.
+        """
+        return None
 
     def load_setting(self, values: dict[str, Any]) -> S:
         """A setting from the plan file's values.

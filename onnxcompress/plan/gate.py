@@ -19,7 +19,7 @@ from onnxcompress.errors import PassError
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.extract import extract_layer, structure_key
 from onnxcompress.graph.memo import Memo
-from onnxcompress.latency.table import LatencyTable, LayerTiming
+from onnxcompress.latency.table import LatencyTable, LayerTiming, together
 from onnxcompress.plan.contract import Candidate, Pass, Refusal
 from onnxcompress.plan.options import Options
 
@@ -61,17 +61,18 @@ def gate(
     for number, offers in enumerate(options.sites):
         worth = [c for c in offers if c.saving.macs > 0 or c.recommended]
         if worth:
-            node = worth[0].site.node
-            layer = extract_layer(facts.view, node, facts.shapes())
-            structure = json.dumps(structure_key(layer))
-            names = [structure + "|".join(candidate_key(c)[1:]) for c in worth]
-            fresh = [i for i, name in enumerate(names) if name not in seen]
-            replaced = [_rewritten(layer, worth[i], passes, memo) for i in fresh]
-            for i, timing in zip(fresh, table.compare(layer, replaced), strict=True):
-                seen[names[i]] = timing
-            for candidate, name in zip(worth, names, strict=True):
-                timings[candidate_key(candidate)] = seen[name]
-        faster = tuple(c for c in worth if timings[candidate_key(c)].faster)
+            owner = passes[worth[0].site.pass_name]
+            view = facts.restricted(owner.needs)
+            pairs = [owner.excerpts(candidate, view) for candidate in worth]
+            if pairs[0] is None:
+                layer = extract_layer(facts.view, worth[0].site.node, facts.shapes())
+                _time_layer(layer, worth, passes, table, memo, seen, timings)
+            else:
+                for candidate, excerpts in zip(worth, pairs, strict=True):
+                    timings[candidate_key(candidate)] = together(
+                        [table.compare(one, [other])[0] for one, other in excerpts or ()]
+                    )
+        faster = _steps([c for c in worth if timings[candidate_key(c)].faster], timings)
         if faster:
             sites.append(faster)
         elif worth:
@@ -89,6 +90,40 @@ def gate(
         if progress is not None:
             progress(number + 1, len(options.sites))
     return Gated(Options(tuple(sites), tuple(refusals)), timings)
+
+
+def _time_layer(
+    layer: onnx.ModelProto,
+    worth: list[Candidate[Any]],
+    passes: Mapping[str, Pass[Any]],
+    table: LatencyTable,
+    memo: Memo | None,
+    seen: dict[str, LayerTiming],
+    timings: dict[Key, LayerTiming],
+) -> None:
+    """Time rewrites of one layer, side by side."""
+    structure = json.dumps(structure_key(layer))
+    names = [structure + "|".join(candidate_key(c)[1:]) for c in worth]
+    fresh = [i for i, name in enumerate(names) if name not in seen]
+    replaced = [_rewritten(layer, worth[i], passes, memo) for i in fresh]
+    for i, timing in zip(fresh, table.compare(layer, replaced), strict=True):
+        seen[names[i]] = timing
+    for candidate, name in zip(worth, names, strict=True):
+        timings[candidate_key(candidate)] = seen[name]
+
+
+def _steps(
+    faster: list[Candidate[Any]], timings: Mapping[Key, LayerTiming]
+) -> tuple[Candidate[Any], ...]:
+    """The edges of the latency staircase: a tighter candidate has to be faster than looser ones."""
+    kept: list[Candidate[Any]] = []
+    best = 0.0
+    for candidate in faster:
+        saved = timings[candidate_key(candidate)].saved_ms
+        if saved > best or candidate.recommended:
+            kept.append(candidate)
+            best = max(best, saved)
+    return tuple(kept)
 
 
 def nothing_to_save(offers: tuple[Candidate[Any], ...]) -> Refusal:

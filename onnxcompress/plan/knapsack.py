@@ -21,6 +21,7 @@ from scipy.sparse import csr_array
 from onnxcompress.errors import BoundError
 
 Array = NDArray[np.float64]
+Conflicts = Sequence[tuple[int, int]]
 
 _TINY = 1e-300
 _MAX_CUTS = 100
@@ -31,6 +32,8 @@ def least_damage(
     sites: Sequence[Sequence[float]],
     savings: Mapping[str, Sequence[Sequence[float]]],
     demands: Mapping[str, float],
+    *,
+    conflicts: Conflicts = (),
 ) -> list[int | None] | None:
     """Choose so that every demand is met with the least total damage.
 
@@ -38,6 +41,7 @@ def least_damage(
         sites: damage of each candidate at each site.
         savings: per resource, what each candidate at each site saves (may be negative).
         demands: per resource, how much must be saved in all.
+        conflicts: pairs of sites of which only one may be rewritten.
 
     Returns:
         Per site the index of the candidate taken, or None to leave the layer; None altogether if
@@ -49,7 +53,7 @@ def least_damage(
     # A choice costs a little by itself, so that nothing is rewritten without need.
     objective = damage / max(damage.max(initial=0.0), _TINY) + 1e-6
     for _ in range(_MAX_CUTS):
-        chosen = _solve(sites, objective, rows)
+        chosen = _solve(sites, objective, rows, conflicts)
         if chosen is None:
             return None
         taken = _mask(sites, chosen)
@@ -64,6 +68,8 @@ def most_saved(
     sites: Sequence[Sequence[float]],
     saving: Sequence[Sequence[float]],
     budget: float | None,
+    *,
+    conflicts: Conflicts = (),
 ) -> list[int | None]:
     """Choose so that the most is saved while the total damage stays within `budget`.
 
@@ -71,6 +77,7 @@ def most_saved(
         sites: damage of each candidate at each site.
         saving: what each candidate at each site saves.
         budget: total damage allowed; None for any.
+        conflicts: pairs of sites of which only one may be rewritten.
     """
     gains, damage = _flat(saving), _flat(sites)
     rows = []
@@ -82,12 +89,15 @@ def most_saved(
     scale = max(np.abs(gains).max(initial=0.0), _TINY)
     # Among equal savings the smaller damage is taken: the tie-break is far below one unit.
     tie = 1e-6 * damage / max(damage.max(initial=0.0), _TINY)
-    chosen = _solve(sites, tie - gains / scale, rows)
+    chosen = _solve(sites, tie - gains / scale, rows, conflicts)
     return chosen if chosen is not None else [None] * len(sites)
 
 
 def _solve(
-    sites: Sequence[Sequence[float]], objective: Array, rows: Sequence[tuple[Array, float]]
+    sites: Sequence[Sequence[float]],
+    objective: Array,
+    rows: Sequence[tuple[Array, float]],
+    conflicts: Conflicts,
 ) -> list[int | None] | None:
     """Minimise `objective` over one candidate or none per site, with `row @ x >= least` each."""
     count = len(objective)
@@ -96,6 +106,15 @@ def _solve(
     owner = np.repeat(np.arange(len(sites)), [len(site) for site in sites])
     one_each = csr_array((np.ones(count), (owner, np.arange(count))), shape=(len(sites), count))
     constraints = [LinearConstraint(one_each, -np.inf, 1.0)]
+    if conflicts:
+        pairs = csr_array(
+            (
+                np.ones(2 * len(conflicts)),
+                (np.repeat(np.arange(len(conflicts)), 2), np.ravel(conflicts)),
+            ),
+            shape=(len(conflicts), len(sites)),
+        )
+        constraints.append(LinearConstraint(pairs @ one_each, -np.inf, 1.0))
     constraints += [LinearConstraint(row[None, :], least, np.inf) for row, least in rows]
     with _muted_stdout():
         result = milp(

@@ -22,7 +22,8 @@ class Options:
 def collect(facts: Facts, passes: Sequence[Pass[Any]]) -> Options:
     """Ask every pass where it applies and what it offers there.
 
-    The first pass that offers something for a node has it; later ones are told so.
+    The first pass that offers something for a node has it; later ones are told so. Candidates of
+    a pass that works on many nodes together may share nodes with others: the choice decides.
 
     Raises:
         PassError: a pass raised something that is not an error of ours.
@@ -48,11 +49,12 @@ def collect(facts: Facts, passes: Sequence[Pass[Any]]) -> Options:
                     f"pass '{owner.name}' offers nothing for its site '{found.node}': it must "
                     "raise NoCandidate with the reason"
                 )
-            taken = next((owners[n] for c in offers for n in c.touches if n in owners), None)
-            if taken is not None:
-                refusals.append(Refusal(owner.name, found.node, f"pass {taken} has it already"))
-                continue
-            owners.update({name: owner.name for offer in offers for name in offer.touches})
+            if not owner.works_together:
+                taken = next((owners[n] for c in offers for n in c.touches if n in owners), None)
+                if taken is not None:
+                    refusals.append(Refusal(owner.name, found.node, f"pass {taken} has it already"))
+                    continue
+                owners.update({name: owner.name for offer in offers for name in offer.touches})
             sites.append(offers)
     present = {owner.name for owner in passes}
     return Options(tuple(sites), tuple(r for r in refusals if r.see not in present))

@@ -66,8 +66,30 @@ class Choice:
 
 def by_rule(sites: Sites) -> Choice:
     """Take what each pass's own rule recommends; for when there is nothing to plan by."""
-    chosen = tuple(c for offers in sites for c in offers if c.recommended)
+    barred = set(conflicts(sites))
+    taken: list[int] = []
+    for at, offers in enumerate(sites):
+        if any(c.recommended for c in offers) and not any((i, at) in barred for i in taken):
+            taken.append(at)
+    chosen = tuple(c for at in taken for c in sites[at] if c.recommended)
     return Choice(chosen, ("each pass's own rule decided: no data and no target to plan by",))
+
+
+def conflicts(sites: Sites) -> list[tuple[int, int]]:
+    """Pairs of sites that cannot both be rewritten: different passes would change one node."""
+    readers: dict[str, set[int]] = {}
+    for at, offers in enumerate(sites):
+        for name in {name for candidate in offers for name in candidate.touches}:
+            readers.setdefault(name, set()).add(at)
+    owners = [offers[0].site.pass_name for offers in sites]
+    pairs = {
+        (one, other)
+        for together in readers.values()
+        for one in together
+        for other in together
+        if one < other and owners[one] != owners[other]
+    }
+    return sorted(pairs)
 
 
 def sensitivities(
@@ -122,7 +144,8 @@ def for_targets(
         kind: totals[kind] * (1.0 - fraction) + (slack or {}).get(kind, 0.0)
         for kind, fraction in targets.items()
     }
-    found = least_damage(damage, savings, demands)
+    barred = conflicts(sites)
+    found = least_damage(damage, savings, demands, conflicts=barred)
     if found is None:
         # Out of reach: the most that can be saved is carried out all the same, so that the
         # verdict describes a real best attempt.
@@ -133,7 +156,7 @@ def for_targets(
             ]
             for i, offers in enumerate(sites)
         ]
-        most = _picked(sites, most_saved(damage, together, None))
+        most = _picked(sites, most_saved(damage, together, None, conflicts=barred))
         return Choice(most, (f"{_words(targets)} is out of reach: this saves the most",))
     chosen = _picked(sites, found)
     return Choice(chosen, (f"least predicted damage that meets {_words(targets)}",))
@@ -185,7 +208,12 @@ def within_budget(
     Saved milliseconds count where layers were timed, else MACs.
     """
     kind = "latency" if timings else "macs"
-    found = most_saved(_scaled(sites, factors), _savings(sites, kind, timings), budget)
+    found = most_saved(
+        _scaled(sites, factors),
+        _savings(sites, kind, timings),
+        budget,
+        conflicts=conflicts(sites),
+    )
     limit = "any damage" if budget is None else f"a damage of {budget:.3g}"
     note = f"most {_unit(timings)} saved within {limit}"
     return Choice(_picked(sites, found), (note,))

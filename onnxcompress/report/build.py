@@ -21,6 +21,7 @@ from onnxcompress.latency.table import LayerTiming
 from onnxcompress.load.source import Source
 from onnxcompress.plan.gate import Key, candidate_key
 from onnxcompress.plan.plan import Plan
+from onnxcompress.rewrite.manager import Proof
 from onnxcompress.runtime import Execution, device_name
 from onnxcompress.verify.intervals import json_number
 from onnxcompress.verify.verdict import Verdict
@@ -40,6 +41,7 @@ def build_report(
     execution: Execution,
     seed: int,
     consulted: int,
+    proofs: tuple[Proof, ...] = (),
 ) -> dict[str, Any]:
     """Everything about one job; figures are measured or counted, never assumed."""
     interval, accuracy = verdict.ratio.interval, verdict.accuracy
@@ -74,6 +76,9 @@ def build_report(
             "inputs": "data" if accuracy.verified else "random",
             "outputs": [output.to_dict() for output in accuracy.fidelity],
         },
+        "self_check": [
+            {"pass": p.pass_name, "relative_error": p.error, "samples": p.samples} for p in proofs
+        ],
         "layers": layer_table(facts, plan, timings),
         "refusals": [
             {"pass": r.pass_name, "node": r.node, "reason": r.reason} for r in plan.refusals

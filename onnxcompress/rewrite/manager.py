@@ -16,6 +16,7 @@ from onnxcompress.errors import OnnxCompressError, PassError
 from onnxcompress.graph.editor import Editor, JournalEntry
 from onnxcompress.graph.infer import with_value_info
 from onnxcompress.graph.memo import Memo
+from onnxcompress.graph.view import GraphView
 from onnxcompress.load.checks import check_structure
 from onnxcompress.plan.contract import Candidate, Pass, Refusal
 
@@ -28,6 +29,22 @@ class Rewritten:
     applied: tuple[Candidate[Any], ...]
     rolled_back: tuple[Refusal, ...]
     journal: tuple[JournalEntry, ...]
+    proofs: tuple[Proof, ...] = ()
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a pass's rewrites were compared with, and how close they came.
+
+    Attributes:
+        pass_name: the pass.
+        error: relative L2 distance from the reference, of the worst output.
+        samples: inputs that were run.
+    """
+
+    pass_name: str
+    error: float
+    samples: int
 
 
 def rewrite(
@@ -55,11 +72,7 @@ def rewrite(
     rolled_back: list[Refusal] = []
     while True:
         editor = Editor(model, memo=memo)
-        failed: tuple[Candidate[Any], str] | None = None
-        for candidate in remaining:
-            failed = _apply(candidate, passes, editor)
-            if failed:
-                break
+        failed = _apply_all(model, remaining, passes, editor)
         if failed is None:
             finished = _finished(editor)
             failed = _at_fault(model, finished, remaining, passes, memo)
@@ -76,6 +89,44 @@ def rewrite(
     if result is None:
         raise PassError(f"the canonical model is invalid without any rewrite: {reason}")
     return Rewritten(result, tuple(remaining), tuple(rolled_back), tuple(editor.journal))
+
+
+def _apply_all(
+    model: onnx.ModelProto,
+    candidates: Sequence[Candidate[Any]],
+    passes: Mapping[str, Pass[Any]],
+    editor: Editor,
+) -> tuple[Candidate[Any], str] | None:
+    """Carry out everything; those first that work out their edits on the whole original graph."""
+    names = dict.fromkeys(candidate.site.pass_name for candidate in candidates)
+    for name in sorted(names, key=lambda n: not passes[n].works_together):
+        mine = [c for c in candidates if c.site.pass_name == name]
+        if passes[name].works_together:
+            editor.sign(name)
+            try:
+                passes[name].rewrite_together(mine, editor)
+            except Exception as error:  # noqa: BLE001  (as for a single rewrite)
+                return _to_blame(model, mine, passes, error)
+            continue
+        for candidate in mine:
+            failed = _apply(candidate, passes, editor)
+            if failed:
+                return failed
+    return None
+
+
+def _to_blame(
+    model: onnx.ModelProto,
+    candidates: Sequence[Candidate[Any]],
+    passes: Mapping[str, Pass[Any]],
+    error: Exception,
+) -> tuple[Candidate[Any], str]:
+    """Of candidates that failed together, the first that fails alone; else the last."""
+    for candidate in candidates:
+        failed = _apply(candidate, passes, Editor(model))
+        if failed:
+            return failed
+    return candidates[-1], f"rolled back: the rewrite failed with {error!r}"
 
 
 def _apply(
@@ -141,6 +192,7 @@ def stray_node(
     A node has changed, too, when a constant that it reads has.
     """
     touched = {name for candidate in applied for name in candidate.touches}
+    view = GraphView(before)
     new = {node.name: node for node in after.graph.node}
     old_constants = {tensor.name: tensor for tensor in before.graph.initializer}
     new_constants = {tensor.name: tensor for tensor in after.graph.initializer}
@@ -148,12 +200,27 @@ def stray_node(
         if node.name in touched:
             continue
         other = new.get(node.name)
+        if other is None and _is_dead(node, view, touched, new):
+            continue
         if other is None or _bytes(other) != _bytes(node):
             return str(node.name)
         for name in node.input:
             if old_constants.get(name) != new_constants.get(name):
                 return str(node.name)
     return None
+
+
+def _is_dead(
+    node: onnx.NodeProto,
+    view: GraphView,
+    touched: set[str],
+    left: Mapping[str, onnx.NodeProto],
+) -> bool:
+    """Whether a node went only because all its readers changed or went."""
+    visible = view.captured | set(view.outputs)
+    readers = [use.node.name for name in node.output for use in view.uses(name)]
+    unread = all(reader in touched or reader not in left for reader in readers)
+    return bool(readers) and unread and not visible & set(node.output)
 
 
 def _bytes(node: onnx.NodeProto) -> bytes:

@@ -1,62 +1,7 @@
-"""Edits of element-wise operators and of the others whose constant operands lie along channels."""
+"""Moved."""
 
-from __future__ import annotations
+import sys as _s
 
-from collections.abc import Iterator
+from onnxcompress.plan.channels import operands as _m
 
-import onnx
-
-from onnxcompress.graph.view import attributes
-from onnxcompress.rewrite.channels.edits import Cut, Edit
-from onnxcompress.rewrite.channels.situation import Situation
-
-
-def elementwise(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
-    """Constants are aligned with the output at their last axes."""
-    lane = at.lane(node.output[0])
-    if lane is None:
-        return
-    rank = len(at.shape(node.output[0]))
-    for index, name in enumerate(node.input):
-        if name and at.view.is_constant(name):
-            shape = at.shape(name)
-            axis = lane.axis - (rank - len(shape))
-            if axis >= 0 and shape[axis] > 1:
-                yield Cut(node.name, index, {axis: at.kept(lane)})
-
-
-def quantisation(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
-    """Scales and zero points per axis."""
-    lane = at.lane(node.output[0])
-    if lane is None:
-        return
-    axis = attributes(node).get("axis", 1)
-    rank = len(at.shape(node.output[0]))
-    if not isinstance(axis, int) or axis % rank != lane.axis:
-        return
-    for index in range(1, len(node.input)):
-        if node.input[index] and at.shape(node.input[index]) not in {(), (1,)}:
-            yield Cut(node.name, index, {0: at.kept(lane)})
-
-
-def concat(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
-    """Constants that are joined on lose their part of the removed channels."""
-    lane = at.lane(node.output[0])
-    axis = attributes(node).get("axis", 1)
-    rank = len(at.shape(node.output[0]))
-    if lane is None or not isinstance(axis, int):
-        return
-    kept = at.kept(lane)
-    start = 0
-    for index, name in enumerate(node.input):
-        extent = at.shape(name)[lane.axis]
-        constant = at.view.is_constant(name)
-        if axis % rank != lane.axis:
-            # Joined along another axis: every part holds all channels.
-            if constant:
-                yield Cut(node.name, index, {lane.axis: kept})
-            continue
-        mine = kept[(kept >= start) & (kept < start + extent)] - start
-        if constant and len(mine) < extent:
-            yield Cut(node.name, index, {lane.axis: mine})
-        start += extent
+_s.modules[__name__] = _m

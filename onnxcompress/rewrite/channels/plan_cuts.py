@@ -1,57 +1,7 @@
-"""From what is removed to the edits of all nodes."""
+"""Moved."""
 
-from __future__ import annotations
+import sys as _s
 
-from collections.abc import Callable, Iterator
+from onnxcompress.plan.channels import plan_cuts as _m
 
-import onnx
-
-from onnxcompress.analyse.coupling.result import Coupling
-from onnxcompress.analyse.coupling.rules.elementwise import BROADCASTING
-from onnxcompress.graph.view import GraphView
-from onnxcompress.rewrite.channels import layers, movement, operands
-from onnxcompress.rewrite.channels.edits import Edit
-from onnxcompress.rewrite.channels.situation import Situation
-
-Rule = Callable[[onnx.NodeProto, Situation], Iterator[Edit]]
-
-_RULES: dict[str, Rule] = {
-    **dict.fromkeys(BROADCASTING, operands.elementwise),
-    **dict.fromkeys(("BatchNormalization", "InstanceNormalization"), layers.normalisation),
-    **dict.fromkeys(("Gemm", "MatMul"), layers.dense),
-    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), operands.quantisation),
-    **dict.fromkeys(("Reshape", "Expand", "Resize"), movement.sized),
-    "Concat": operands.concat,
-    "Conv": layers.conv,
-    "ConvTranspose": layers.conv_transpose,
-    "Gather": movement.gather,
-    "GroupNormalization": layers.group_normalisation,
-    "Pad": movement.pad,
-    "Slice": movement.slice_,
-    "Split": movement.split,
-}
-
-
-def plan_cuts(view: GraphView, coupling: Coupling, removed: frozenset[int]) -> list[Edit]:
-    """Every edit that removing these classes of channels needs.
-
-    Args:
-        view: the graph that the coupling was found on.
-        coupling: its coupling.
-        removed: the classes, as `Coupling.classes` gives them.
-    """
-    at = Situation(view, coupling, removed)
-    inside = {name for shuffle in coupling.shuffles.values() for name in shuffle.nodes}
-    edits: list[Edit] = []
-    for node in view.model.graph.node:
-        if node.name in coupling.shuffles:
-            edits.extend(movement.shuffle(node, at))
-        elif node.name not in inside and node.domain in {"", "ai.onnx"}:
-            rule = _RULES.get(node.op_type)
-            if rule is not None and _concerned(node, at):
-                edits.extend(rule(node, at))
-    return edits
-
-
-def _concerned(node: onnx.NodeProto, at: Situation) -> bool:
-    return any(at.lane(name) is not None for name in (*node.input, *node.output) if name)
+_s.modules[__name__] = _m

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 
 from onnxcompress.analyse.coupling.result import Coupling, Lane
+from onnxcompress.graph.edits import Indices
 from onnxcompress.graph.view import GraphView
-from onnxcompress.rewrite.channels.edits import Indices
 
 
 @dataclass(frozen=True)
@@ -20,22 +21,42 @@ class Situation:
         view: the original graph.
         coupling: its coupling.
         removed: the classes that go.
+        lanes: the lanes of the tensors that lose channels.
     """
 
     view: GraphView
     coupling: Coupling
     removed: frozenset[int]
+    lanes: Mapping[str, Lane] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, view: GraphView, coupling: Coupling, removed: Mapping[str, Sequence[int]]
+    ) -> Situation:
+        """The situation when these channels go, by name of their group."""
+        classes = coupling.classes(removed)
+        gone = list(classes)
+        tensors = dict.fromkeys(t for name in removed for t in coupling.group(name).tensors)
+        lanes = {
+            tensor: coupling.lanes[tensor]
+            for tensor in tensors
+            if np.isin(coupling.lanes[tensor].classes, gone).any()
+        }
+        return cls(view, coupling, classes, lanes)
 
     def lane(self, tensor: str) -> Lane | None:
         """The lane of a tensor that loses channels; None if it loses none."""
-        lane = self.coupling.lanes.get(tensor)
-        if lane is None or not np.isin(lane.classes, list(self.removed)).any():
-            return None
-        return lane
+        return self.lanes.get(tensor)
 
     def kept(self, lane: Lane) -> Indices:
         """The indices of a lane that stay."""
         return lane.kept(self.removed)
+
+    def concerned(self) -> list[onnx.NodeProto]:
+        """The nodes that read or make a tensor which loses channels, in order of execution."""
+        names = {self.view.producers[tensor].name for tensor in self.lanes}
+        names |= {use.node.name for tensor in self.lanes for use in self.view.uses(tensor)}
+        return [node for node in self.view.model.graph.node if node.name in names]
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """The shape of any tensor in the original graph."""

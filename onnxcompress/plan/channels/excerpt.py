@@ -1,0 +1,78 @@
+"""Layers cut out of a network twice, at full and at reduced width, to be timed side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from onnxcompress.analyse.coupling.result import Coupling
+from onnxcompress.graph.edits import Cut, Edit, SetAttributes
+from onnxcompress.graph.extract import extract_layer
+from onnxcompress.graph.view import GraphView
+
+TIMED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+def excerpts(
+    view: GraphView,
+    coupling: Coupling,
+    removed: frozenset[int],
+    edits: Sequence[Edit],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> list[tuple[onnx.ModelProto, onnx.ModelProto]]:
+    """Every layer that the edits change, with its fused neighbours, before and after.
+
+    Args:
+        view: the original graph.
+        coupling: its coupling.
+        removed: the classes that go.
+        edits: what has to change.
+        shapes: shapes at the representative sizes.
+    """
+    cuts = {(e.node, e.index): e for e in edits if isinstance(e, Cut)}
+    groups = {
+        e.node: e.values["group"]
+        for e in edits
+        if isinstance(e, SetAttributes) and "group" in e.values
+    }
+    layers = dict.fromkeys(node for node, _ in cuts if view.nodes[node].op_type in TIMED)
+    pairs = []
+    for layer in layers:
+        if not all(view.is_constant(name) for name in view.nodes[layer].input[1:] if name):
+            continue
+        whole = extract_layer(view, layer, shapes)
+        pairs.append((whole, _cut(whole, cuts, groups, coupling, removed)))
+    return pairs
+
+
+def _cut(
+    whole: onnx.ModelProto,
+    cuts: Mapping[tuple[str, int], Cut],
+    groups: Mapping[str, object],
+    coupling: Coupling,
+    removed: frozenset[int],
+) -> onnx.ModelProto:
+    small = onnx.ModelProto()
+    small.CopyFrom(whole)
+    constants = {tensor.name: tensor for tensor in small.graph.initializer}
+    done: set[str] = set()
+    for node in small.graph.node:
+        for index, name in enumerate(node.input):
+            cut = cuts.get((node.name, index))
+            if cut is not None and name in constants and name not in done:
+                done.add(name)
+                values = onnx.numpy_helper.to_array(constants[name])
+                for axis, indices in cut.kept.items():
+                    values = values.take(indices, axis)
+                constants[name].CopyFrom(onnx.numpy_helper.from_array(np.array(values), name))
+        for attribute in node.attribute:
+            if attribute.name == "group" and node.name in groups:
+                attribute.i = int(str(groups[node.name]))
+    for value in (*small.graph.input, *small.graph.output):
+        lane = coupling.lanes.get(value.name)
+        if lane is not None:
+            extent = len(lane.kept(removed))
+            value.type.tensor_type.shape.dim[lane.axis].dim_value = extent
+    return small

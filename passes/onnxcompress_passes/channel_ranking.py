@@ -1,0 +1,172 @@
+"""From scores of layers to an order in which the channels of every group go.
+
+Scores are normalised within each layer, and combined over all positions and layers of a class.
+In one shot everything is scored once; iteratively the network is scored again, with what has been
+removed so far at zero, after every few channels.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcompress.analyse.coupling.result import Coupling, Group
+from onnxcompress.analyse.facts import Facts
+from onnxcompress_passes.channel_scores import CRITERIA, Criterion, Question
+
+Array = NDArray[np.float64]
+Removals = tuple[tuple[str, int], ...]
+"""(group, channel) in the order in which they go."""
+
+NORMALISATIONS = ("l2", "l1", "minmax", "none")
+_COMBINE: dict[str, Callable[[list[float]], float]] = {
+    "mean": lambda scores: float(np.mean(scores)),
+    "sum": lambda scores: float(np.sum(scores)),
+    "max": lambda scores: float(np.max(scores)),
+}
+COMBINATIONS = tuple(_COMBINE)
+SCOPES = ("layer", "global")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How channels are ranked: the options of pass `prune` with the same names."""
+
+    criterion: str
+    norm: str
+    normalise: str
+    combine: str
+    scope: str
+    per_step: int
+    seed: int
+
+
+def channel_scores(
+    question: Question, criterion: Criterion, normalise: str, combine: str
+) -> dict[str, Array]:
+    """Scores [width] of every group's channels."""
+    raw = criterion(question)
+    values: dict[int, list[float]] = defaultdict(list)
+    for layer in question.layers:
+        line = normalised(raw[layer], normalise)
+        by_class: dict[int, list[float]] = defaultdict(list)
+        for score, channel in zip(
+            line.tolist(), question.lane(layer).classes.tolist(), strict=True
+        ):
+            by_class[channel].append(score)
+        # Several positions of one layer count once: a layer is one voice among the members.
+        for channel, scores in by_class.items():
+            values[channel].append(float(np.mean(scores)))
+    together = _COMBINE[combine]
+    return {
+        group.name: np.array([together(values[c]) for c in group.channels])
+        for group in question.coupling.groups
+    }
+
+
+def normalised(scores: Array, how: str) -> Array:
+    """Scores of one layer, comparable between layers.
+
+    Args:
+        scores: raw scores [channels].
+        how: `none`; `l1` and `l2` divide by the norm of all scores of the layer; `minmax` maps
+            the smallest to 0 and the largest to 1. Equal scores stay as they are where the
+            divisor would be zero.
+    """
+    match how:
+        case "none":
+            return scores
+        case "minmax":
+            shifted: Array = scores - scores.min()
+            span = float(shifted.max(initial=0.0))
+            return shifted / span if span else shifted
+        case "l1":
+            total = float(np.abs(scores).sum())
+        case _:
+            total = float(np.sqrt(np.square(scores).sum()))
+    return scores / total if total else scores
+
+
+def removal_sequence(facts: Facts, coupling: Coupling, ranking: Ranking) -> Removals:
+    """In which order channels go, least important first.
+
+    Channels that have to stay, because a tensor would be empty otherwise, are not in it.
+
+    Raises:
+        UsageError: the criterion needs data that is not there.
+    """
+    criterion = CRITERIA[ranking.criterion]
+
+    def score(removed: Mapping[str, Sequence[int]]) -> dict[str, Array]:
+        gone = {name: tuple(channels) for name, channels in removed.items() if channels}
+        question = Question(facts, coupling, gone, ranking.norm, ranking.seed)
+        return channel_scores(question, criterion, ranking.normalise, ranking.combine)
+
+    groups = coupling.groups
+    if ranking.per_step == 0:
+        scores = score({})
+        ranked = [
+            (float(scores[group.name][channel]), at, channel)
+            for at, group in enumerate(groups)
+            for channel in set(range(group.width)) - _always_kept(group, scores[group.name])
+        ]
+        return tuple((groups[at].name, channel) for _, at, channel in sorted(ranked))
+    sequence: list[tuple[str, int]] = []
+    removed: dict[str, list[int]] = {group.name: [] for group in groups}
+    while picked := _next(groups, score(removed), removed, ranking):
+        for name, channel in picked:
+            removed[name].append(channel)
+        sequence += picked
+    return tuple(sequence)
+
+
+def order_within(sequence: Removals, group: str) -> tuple[int, ...]:
+    """The channels of one group in the order in which they go."""
+    return tuple(channel for name, channel in sequence if name == group)
+
+
+def _always_kept(group: Group, scores: Array) -> set[int]:
+    """The best channel of every set of which one has to stay, and of the group itself."""
+    kept: set[int] = set()
+    for cover in (*sorted(group.covers, key=len), tuple(range(group.width))):
+        if not kept & set(cover):
+            kept.add(max(cover, key=lambda c: (scores[c], -c)))
+    return kept
+
+
+def _candidates(group: Group, gone: Sequence[int]) -> list[int]:
+    """Channels that may go next without emptying anything."""
+    left = set(range(group.width)) - set(gone)
+    if len(left) == 1:
+        return []
+    needed = {next(iter(set(c) & left)) for c in group.covers if len(set(c) & left) == 1}
+    return sorted(left - needed)
+
+
+def _next(
+    groups: Sequence[Group],
+    scores: Mapping[str, Array],
+    gone: Mapping[str, list[int]],
+    ranking: Ranking,
+) -> list[tuple[str, int]]:
+    """The least important channels of all groups together, or of each group, for one step."""
+    batches = [[g] for g in groups] if ranking.scope == "layer" else [list(groups)]
+    picked: list[tuple[str, int]] = []
+    for batch in batches:
+        taken: dict[str, list[int]] = {g.name: list(gone[g.name]) for g in batch}
+        for _ in range(ranking.per_step):
+            offers = [
+                (float(scores[g.name][c]), at, c)
+                for at, g in enumerate(batch)
+                for c in _candidates(g, taken[g.name])
+            ]
+            if not offers:
+                break
+            _, at, channel = min(offers)
+            taken[batch[at].name].append(channel)
+            picked.append((batch[at].name, channel))
+    return picked

@@ -1,0 +1,301 @@
+"""Structured pruning: channels go everywhere at once, through residuals, concatenations, shuffles.
+
+The coupling engine says which channels must go together; a criterion says which matter least
+(Molchanov et al. 2017, arXiv 1611.06440); the plan says how many of each group stay. What a
+removed channel leaves behind as a constant moves into the next bias, so that the result equals
+the original with these channels forced to zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+
+from onnxcompress.analyse.coupling.result import Coupling, Group
+from onnxcompress.analyse.facts import Facts, Need
+from onnxcompress.errors import ModelError, PassError, UsageError
+from onnxcompress.graph.cost import Cost
+from onnxcompress.graph.editing import apply_edits
+from onnxcompress.graph.editor import Editor
+from onnxcompress.graph.view import GraphView
+from onnxcompress.graph.weights import constant_values
+from onnxcompress.plan.channels.cost import Toll, toll
+from onnxcompress.plan.channels.damage import channel_damage
+from onnxcompress.plan.channels.excerpt import excerpts
+from onnxcompress.plan.channels.known import coupling_of
+from onnxcompress.plan.channels.plan_cuts import plan_cuts
+from onnxcompress.plan.channels.remove import zero_in
+from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Refusal, Site
+from onnxcompress_passes.channel_ranking import (
+    COMBINATIONS,
+    NORMALISATIONS,
+    SCOPES,
+    Ranking,
+    Removals,
+    order_within,
+    removal_sequence,
+)
+from onnxcompress_passes.channel_scores import CRITERIA, NORMS
+from onnxcompress_passes.eligibility import QUANTISED, quantised_layers
+
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_RUNGS = 8
+
+
+@dataclass(frozen=True)
+class KeptChannels:
+    """The channels of a group that stay, by their numbers within the group, ascending."""
+
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prune(Pass[KeptChannels]):
+    """Remove the least important channels of coupled groups of layers."""
+
+    criterion: str = field(default="weight", metadata={"help": f"one of {', '.join(CRITERIA)}"})
+    norm: str = field(
+        default="l2", metadata={"help": "criterion=weight: l2, l1, or min (mean square)"}
+    )
+    normalise: str = field(
+        default="l2", metadata={"help": "scores within a layer: none, l1, l2 or minmax"}
+    )
+    combine: str = field(
+        default="mean", metadata={"help": "scores of a group's layers: mean, sum or max"}
+    )
+    channels: float = field(
+        default=0.0,
+        metadata={"help": "fraction of the channels that stays; 0 lets the plan choose widths"},
+    )
+    scope: str = field(
+        default="layer",
+        metadata={"help": "channels=F: of every group (layer), or of all together (global)"},
+    )
+    round_to: int = field(
+        default=0,
+        metadata={"help": "widths are multiples of this; 0 takes the measured latency steps"},
+    )
+    per_step: int = field(
+        default=0,
+        metadata={"help": "score again after this many channels (iterative); 0 is one shot"},
+    )
+    seed: int = field(default=0, metadata={"help": "of criterion=random"})
+
+    name: ClassVar[str] = "prune"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.SHAPES, Need.COUPLING, Need.ACTIVATIONS})
+    setting_type: ClassVar[type] = KeptChannels
+
+    def __post_init__(self) -> None:
+        for option, value, known in (
+            ("criterion", self.criterion, tuple(CRITERIA)),
+            ("norm", self.norm, NORMS),
+            ("normalise", self.normalise, NORMALISATIONS),
+            ("combine", self.combine, COMBINATIONS),
+            ("scope", self.scope, SCOPES),
+        ):
+            if value not in known:
+                raise UsageError(f"prune: {option}={value!r} is none of {', '.join(known)}")
+        if not 0.0 <= float(self.channels) <= 1.0:
+            raise UsageError(f"prune: channels={self.channels!r} must lie between 0 and 1")
+        for option, number in (("round_to", self.round_to), ("per_step", self.per_step)):
+            if type(number) is not int or number < 0:
+                raise UsageError(f"prune: {option}={number!r} must be a whole number >= 0")
+
+    def sites(self, facts: Facts) -> Iterator[Site | Refusal]:
+        """The first layer of every group; other layers with the group they go with, or why not."""
+        try:
+            coupling = facts.coupling()
+        except ModelError as error:
+            for node in facts.model.graph.node:
+                if node.op_type in _LAYERS:
+                    yield Refusal(self.name, node.name, f"coupling cannot be found: {error}")
+            return
+        for node in facts.model.graph.node:
+            if node.op_type in _LAYERS and node.domain in {"", "ai.onnx"}:
+                yield self._found(node, coupling, facts)
+        for name, reason in quantised_layers(facts, QUANTISED):
+            yield Refusal(self.name, name, reason)
+
+    def candidates(self, site: Site, facts: Facts) -> Sequence[Candidate[KeptChannels]]:
+        """All channels first, then falling widths; with `channels` given, that width alone."""
+        coupling = facts.coupling()
+        group = coupling.group(site.node)
+        sequence = self._sequence(facts, coupling)
+        order = order_within(sequence, group.name)
+        damage = channel_damage(facts, coupling, group)
+
+        def cut(count: int) -> Toll:
+            return toll(facts, plan_cuts(facts.view, coupling, {group.name: order[:count]}))
+
+        # All candidates are set against the same nodes, so that their costs can be compared.
+        whole = cut(len(order)).before
+
+        def offer(count: int, *, recommended: bool = False) -> Candidate[KeptChannels]:
+            gone, cost = order[:count], cut(count)
+            return Candidate(
+                site,
+                KeptChannels(tuple(sorted(set(range(group.width)) - set(gone)))),
+                tuple(dict.fromkeys((site.node, *cost.touches))),
+                whole,
+                whole - (cost.before - cost.after),
+                float(damage[list(gone)].sum()),
+                recommended,
+            )
+
+        if self.channels:
+            count = self._demanded(coupling, group, sequence, len(order))
+            if not count:
+                raise NoCandidate(f"all {group.width} channels stay at channels={self.channels:g}")
+            return [offer(count, recommended=True)]
+        offers = [offer(0)]
+        for width in _widths(group.width, group.width - len(order), self.round_to):
+            rung = offer(group.width - width)
+            if not _dearer(rung.after, offers[-1].after):
+                offers.append(rung)
+        if len(offers) == 1:
+            raise NoCandidate(f"{group.width} channels: no smaller width is on offer")
+        return offers
+
+    def rewrite(self, candidate: Candidate[KeptChannels], edit: Editor) -> None:
+        """Remove the channels of one group."""
+        self.rewrite_together([candidate], edit)
+
+    def rewrite_together(self, candidates: Sequence[Candidate[KeptChannels]], edit: Editor) -> None:
+        """Remove the channels of several groups: all edits are worked out on the original graph.
+
+        Raises:
+            PassError: the graph was pruned already, or does not have these channels.
+        """
+        if any(entry.author == self.name for entry in edit.journal):
+            raise PassError("the graph was pruned already: all groups have to be cut together")
+        coupling = coupling_of(edit)
+        removed = _removed(candidates, coupling)
+        apply_edits(plan_cuts(GraphView(edit.model), coupling, removed), edit)
+
+    def reference(self, candidates: Sequence[Candidate[KeptChannels]], edit: Editor) -> bool:
+        """The original with these channels forced to zero behind every producer."""
+        coupling = coupling_of(edit)
+        zero_in(edit, coupling, coupling.classes(_removed(candidates, coupling)))
+        return True
+
+    def excerpts(
+        self, candidate: Candidate[KeptChannels], facts: Facts
+    ) -> Sequence[tuple[onnx.ModelProto, onnx.ModelProto]]:
+        """Every layer that changes, at both widths."""
+        coupling = facts.coupling()
+        removed = _removed([candidate], coupling)
+        edits = plan_cuts(facts.view, coupling, removed)
+        return excerpts(facts.view, coupling, coupling.classes(removed), edits, facts.shapes())
+
+    def load_setting(self, values: dict[str, Any]) -> KeptChannels:
+        """A setting from the plan file: `{"kept": [0, 2, 3]}`.
+
+        Raises:
+            UsageError: the values do not fit this pass.
+        """
+        kept = values.get("kept") if isinstance(values, dict) else None
+        whole = isinstance(kept, list) and all(type(channel) is int for channel in kept)
+        if not whole or set(values) != {"kept"}:
+            raise UsageError(f"setting {values!r} does not fit pass '{self.name}'")
+        return KeptChannels(tuple(sorted(set(kept or []))))
+
+    def _found(self, node: onnx.NodeProto, coupling: Coupling, facts: Facts) -> Site | Refusal:
+        group = coupling.group_of(node.name)
+        if group is None:
+            reason = coupling.refusals.get(node.name, "it makes no channels that can be cut")
+            return Refusal(self.name, node.name, reason)
+        if group.name != node.name:
+            return Refusal(self.name, node.name, f"goes with '{group.name}'", see=self.name)
+        reason = _unfit(group, coupling, facts)
+        return Refusal(self.name, node.name, reason) if reason else Site(self.name, node.name)
+
+    def _sequence(self, facts: Facts, coupling: Coupling) -> Removals:
+        ranking = Ranking(
+            self.criterion,
+            self.norm,
+            self.normalise,
+            self.combine,
+            self.scope,
+            self.per_step,
+            self.seed,
+        )
+        return facts.recall(ranking, lambda: removal_sequence(facts, coupling, ranking))
+
+    def _demanded(self, coupling: Coupling, group: Group, sequence: Removals, most: int) -> int:
+        """How many channels of a group go when the fraction `channels` stays."""
+        if self.scope == "global":
+            total = sum(each.width for each in coupling.groups)
+            first = sequence[: total - max(1, round(self.channels * total))]
+            count = sum(name == group.name for name, _ in first)
+        else:
+            count = group.width - max(1, round(self.channels * group.width))
+        if self.round_to:
+            kept = -(-(group.width - count) // self.round_to) * self.round_to
+            count = max(0, group.width - kept)
+        return min(count, most)
+
+
+def _removed(
+    candidates: Sequence[Candidate[KeptChannels]], coupling: Coupling
+) -> dict[str, tuple[int, ...]]:
+    removed = {}
+    for candidate in candidates:
+        group = coupling.group(candidate.site.node)
+        wrong = [c for c in candidate.setting.kept if not 0 <= c < group.width]
+        if wrong:
+            raise PassError(f"group '{group.name}' has {group.width} channels, not {wrong[0]}")
+        removed[group.name] = tuple(sorted(set(range(group.width)) - set(candidate.setting.kept)))
+    return removed
+
+
+def _dearer(one: Cost, other: Cost) -> bool:
+    """Whether one costs more in any respect: a new bias can outweigh the loss of a channel."""
+    more = (one.macs > other.macs, one.params > other.params)
+    return any(more) or one.weight_bytes > other.weight_bytes
+
+
+def _widths(full: int, least: int, round_to: int) -> list[int]:
+    """Widths on offer below `full`, falling.
+
+    Kernels work in blocks, so widths are multiples: of `round_to`, or of 8 (a divisor of every
+    block that is in use); narrow groups are cut in quarters.
+    """
+    step = round_to or (8 if full >= 16 else max(1, full // 4))
+    widths = [w for w in range(full - 1, max(1, least) - 1, -1) if w % step == 0]
+    if len(widths) <= _RUNGS or round_to:
+        return widths
+    # Spread over the widths evenly, the coarse multiples first: they are on every staircase.
+    coarse = [w for w in widths if w % 16 == 0] or widths
+    wanted = np.linspace(coarse[0], coarse[-1], _RUNGS)
+    return sorted({min(coarse, key=lambda w: abs(w - x)) for x in wanted.tolist()}, reverse=True)
+
+
+def _unfit(group: Group, coupling: Coupling, facts: Facts) -> str:
+    """Why a group stays as it is, or an empty string."""
+    edits = plan_cuts(facts.view, coupling, {group.name: (_spare(group),)})
+    excluded = [name for name in toll(facts, edits).touches if name in facts.excluded]
+    if set(group.producers) & facts.excluded or excluded:
+        return "excluded by the user" + (f" with '{excluded[0]}'" if excluded else "")
+    for name in dict.fromkeys((*group.producers, *group.consumers)):
+        node = facts.view.nodes[name]
+        weight = node.input[1] if len(node.input) > 1 else ""
+        if not _finite(facts, weight):
+            return f"the weight of '{name}' contains NaN or infinite values"
+    return ""
+
+
+def _finite(facts: Facts, tensor: str) -> bool:
+    def find() -> bool:
+        return bool(np.isfinite(constant_values(facts.view, tensor)).all())
+
+    return facts.recall(("finite", tensor), find)
+
+
+def _spare(group: Group) -> int:
+    """A channel that may go by itself."""
+    single = {cover[0] for cover in group.covers if len(cover) == 1}
+    return next(c for c in range(group.width) if c not in single)

@@ -1,0 +1,486 @@
+"""What a removed channel leaves behind: constants that the next layer's bias takes, or a refusal.
+
+The value of a channel that is zero at its producer is worked out here by hand or with NumPy, never
+with the engine's own arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto
+
+# Each term of a sum of `count` products of a rounded value and a weight of at most 2 is off by a
+# few roundings of 2**-24, and the sum by as many again in another order.
+ROUNDING = 2.0**-21
+
+LEAVES = {
+    # operator: (attributes, first opset, value at zero)
+    "Sigmoid": ({}, 9, 0.5),
+    "HardSigmoid": ({}, 9, 0.5),
+    "Exp": ({}, 9, 1.0),
+    "Softplus": ({}, 9, math.log(2.0)),
+    "Cos": ({}, 9, 1.0),
+    "Cosh": ({}, 9, 1.0),
+    "Acos": ({}, 9, math.pi / 2),
+    "Relu": ({}, 9, 0.0),
+    "LeakyRelu": ({"alpha": 0.25}, 9, 0.0),
+    "Elu": ({}, 9, 0.0),
+    "Selu": ({}, 9, 0.0),
+    "Celu": ({}, 12, 0.0),
+    "Tanh": ({}, 9, 0.0),
+    "Erf": ({}, 9, 0.0),
+    "Softsign": ({}, 9, 0.0),
+    "HardSwish": ({}, 14, 0.0),
+    "Gelu": ({}, 20, 0.0),
+    "Mish": ({}, 18, 0.0),
+    "ThresholdedRelu": ({"alpha": 0.5}, 10, 0.0),
+    "Shrink": ({"lambd": 0.5, "bias": 0.25}, 9, 0.0),
+    "Abs": ({}, 9, 0.0),
+    "Neg": ({}, 9, 0.0),
+    "Sqrt": ({}, 9, 0.0),
+    "Sin": ({}, 9, 0.0),
+    "Tan": ({}, 9, 0.0),
+    "Asin": ({}, 9, 0.0),
+    "Sinh": ({}, 9, 0.0),
+    "Asinh": ({}, 9, 0.0),
+    "Atan": ({}, 9, 0.0),
+    "Atanh": ({}, 9, 0.0),
+    "Floor": ({}, 9, 0.0),
+    "Ceil": ({}, 9, 0.0),
+    "Round": ({}, 11, 0.0),
+    "Sign": ({}, 9, 0.0),
+    "Identity": ({}, 9, 0.0),
+}
+
+
+def _tame(s: Any, a: str) -> str:
+    """Brings any numbers into [0, 1/2], zero to zero, so that every operator is finite."""
+    a = s.add("Mul", s.add("Abs", a), s.constant(2.0**-5))
+    return str(s.add("Min", a, s.constant(0.5)))
+
+
+@pytest.mark.parametrize("operator", LEAVES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_activation(
+    sketch: Any, pruning: Any, extents: Any, operator: str, *, padded: bool
+) -> None:
+    """Without padding the bias takes every constant; with padding only zero can go."""
+    attributes, opset, leaves = LEAVES[operator]
+    s, c = sketch(max(opset, 11)), extents.inner
+    model = s.sandwich(
+        extents,
+        lambda a: s.add(operator, _tame(s, a), name="under_test", **attributes),
+        kernel=3,
+        pads=[int(padded)] * 4,
+    )
+    # Round and Sign leave nothing of what is tamed to [0, 1/2] but zeros and ones.
+    quiet = operator in {"Round", "Floor", "ThresholdedRelu", "Shrink"}
+    if padded and leaves:
+        reasons = ["Conv 'second'", "border"]
+        pruning.check(model, widths={}, refused={"first": reasons})
+        return
+    case = pruning.check(model, widths={"first": c}, tolerance=9 * c * ROUNDING, silent=quiet)
+    lane = case.coupling.lanes[case.node("second").input[0]]
+    np.testing.assert_allclose(lane.values, np.full(c, leaves), rtol=2.0**-23)
+
+
+@pytest.mark.parametrize("operator", ["Log", "Reciprocal"])
+def test_activation_that_zero_breaks(
+    sketch: Any, pruning: Any, extents: Any, operator: str
+) -> None:
+    s = sketch()
+    model = s.sandwich(extents, lambda a: s.add(operator, a, name="broken"))
+    pruning.check(model, widths={}, refused={"first": [f"{operator} 'broken'", "not finite"]})
+
+
+def test_log_of_a_channel_plus_one(sketch: Any, pruning: Any, extents: Any) -> None:
+    s, c = sketch(), extents.inner
+
+    def middle(a: str) -> str:
+        return str(s.add("Log", s.add("Add", s.add("Abs", a), s.constant(2.0))))
+
+    model = s.sandwich(extents, middle)
+    pruning.check(model, widths={"first": c}, tolerance=c * ROUNDING)
+
+
+@pytest.mark.parametrize("consumer", ["Conv", "grouped Conv", "Gemm", "MatMul", "ConvTranspose"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("opset", [9, 13, 21])
+def test_every_consumer_takes_the_constant(
+    sketch: Any, pruning: Any, extents: Any, consumer: str, opset: int, *, bias: bool
+) -> None:
+    """2 relu(a) + (k per channel) leaves k, exactly, in whole numbers."""
+    s, c, d = sketch(opset), 8 if consumer == "grouped Conv" else extents.inner, 6
+    a = s.conv(s.input(extents.image), extents.source, c, name="first")
+    a = s.add("Add", s.add("Relu", a), s.whole([c, 1, 1], low=-3, high=3))
+    more = [s.whole([d], low=-3, high=3)] if bias else []
+    if consumer == "Conv":
+        b = s.conv(a, c, d, 2, name="second", bias=bias)
+        widths = {"first": c, "second": d}
+    elif consumer == "grouped Conv":
+        # 2 groups of 4 in and 3 out: positions go.
+        b = s.conv(a, c, d, 2, name="second", bias=bias, group=2)
+        widths = {"first": 4, "second": 3}
+    elif consumer == "ConvTranspose":
+        b = s.add("ConvTranspose", a, s.whole([c, d, 2, 2]), *more, name="second")
+        widths = {"second": d}
+    else:
+        # The channels go last, where dense layers look for them.
+        a = s.add("Transpose", a, perm=[0, 2, 3, 1])
+        if consumer == "Gemm":
+            a = s.add("Flatten", a, axis=3)
+            if not bias and opset < 11:
+                more = [s.constant(0.0)]
+            b = s.add("Gemm", a, s.whole([c, d]), *more, name="second", alpha=2.0)
+            y = s.add("Gemm", s.add("Relu", b), s.whole([d, 3]), s.whole([3]), name="third")
+        else:
+            b = s.add("MatMul", a, s.whole([c, d]), name="second")
+            b = s.add("Add", b, *more) if bias else b
+            y = s.add("MatMul", s.add("Relu", b), s.whole([d, 3]), name="third")
+        pruning.check(s.model(y), widths={"first": c, "second": d})
+        return
+    y = s.conv(s.add("Relu", b), d, 5, name="third")
+    pruning.check(s.model(y), widths=widths)
+
+
+def test_a_constant_goes_through_several_layers(sketch: Any, pruning: Any, extents: Any) -> None:
+    # 'second' absorbs what 'first' leaves, while its own channels leave constants for 'third'.
+    s, c = sketch(), extents.inner
+    a = s.conv(s.input(extents.image), extents.source, c, name="first")
+    b = s.conv(s.add("Add", a, s.constant(1.0)), c, 5, 2, name="second")
+    d = s.conv(s.add("Add", b, s.whole([5, 1, 1])), 5, 4, 2, name="third")
+    y = s.conv(s.add("Sub", s.constant(2.0), d), 4, extents.outer, name="fourth")
+    pruning.check(s.model(y), widths={"first": c, "second": 5, "third": 4})
+
+
+def test_a_constant_reaches_two_consumers(sketch: Any, pruning: Any, extents: Any) -> None:
+    s, c = sketch(), extents.inner
+    a = s.conv(s.input(extents.image), extents.source, c, name="first")
+    a = s.add("Add", a, s.whole([c, 1, 1]))
+    ends = [s.conv(a, c, 5, 2, name="left"), s.conv(s.add("Relu", a), c, 4, name="right")]
+    pruning.check(s.model(*ends), widths={"first": c})
+
+
+def test_a_border_behind_one_of_two_consumers(sketch: Any, pruning: Any, extents: Any) -> None:
+    s, c = sketch(), extents.inner
+    a = s.conv(s.input(extents.image), extents.source, c, name="first")
+    a = s.add("Add", a, s.constant(1.0))
+    plain = s.conv(a, c, 5, 3, name="plain")
+    padded = s.conv(a, c, 4, 3, name="padded", pads=[0, 0, 0, 1])
+    pruning.check(s.model(plain, padded), widths={}, refused={"first": ["Conv 'padded'", "border"]})
+
+
+def test_only_channels_that_leave_nothing_may_meet_a_border(
+    sketch: Any, pruning: Any, extents: Any
+) -> None:
+    # Of a constant per channel, half are zero: those channels go, the others stay.
+    s, c = sketch(), extents.inner
+    shift = s.constant((np.arange(c) % 2).reshape(c, 1, 1))
+    model = s.sandwich(extents, lambda a: s.add("Add", a, shift), kernel=3, pads=[1, 0, 0, 0])
+    case = pruning.check(model, widths={"first": (c + 1) // 2})
+    lane = case.coupling.lanes["first_out"]
+    assert np.flatnonzero(lane.classes).tolist() == list(range(0, c, 2))
+
+
+@pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+def test_automatic_padding_is_padding(sketch: Any, pruning: Any, extents: Any, auto: str) -> None:
+    s, c = sketch(), extents.inner
+    model = s.sandwich(extents, lambda a: s.add("Add", a, s.constant(1.0)), kernel=3, auto_pad=auto)
+    if auto == "VALID":
+        pruning.check(model, widths={"first": c})
+    else:
+        pruning.check(model, widths={}, refused={"first": ["Conv 'second'", "border"]})
+
+
+def test_constants_of_two_groups_meet_in_one_consumer(
+    sketch: Any, pruning: Any, extents: Any
+) -> None:
+    s, c = sketch(), extents.inner
+    x = s.input(extents.image)
+    a = s.add("Add", s.conv(x, extents.source, c, name="one"), s.whole([c, 1, 1]))
+    b = s.add("Sub", s.constant(3.0), s.conv(x, extents.source, 5, name="other"))
+    y = s.conv(s.add("Concat", a, b, axis=1), c + 5, extents.outer, 2, name="second")
+    pruning.check(s.model(y), widths={"one": c, "other": 5})
+
+
+def test_constants_of_two_streams_multiply(sketch: Any, pruning: Any, extents: Any) -> None:
+    # (0 + k) (0 + m): both streams leave constants, whose product the bias takes.
+    s, c = sketch(), extents.inner
+    x = s.input(extents.image)
+    a = s.add("Add", s.conv(x, extents.source, c, name="one"), s.whole([c, 1, 1]))
+    b = s.add("Add", s.conv(x, extents.source, c, name="other"), s.whole([c, 1, 1]))
+    y = s.conv(s.add("Mul", a, b), c, extents.outer, name="second")
+    pruning.check(s.model(y), widths={"one": c})
+
+
+def _norm(s: Any, a: str, c: int, name: str = "norm") -> str:
+    """A BatchNormalization that is exact: epsilon 1/4, variances 3/4 and 15/4."""
+    channel = np.arange(c)
+    constants = [
+        s.constant(1.0 + channel % 3),
+        s.constant(1.0 + channel % 5),
+        s.constant(channel % 4 - 1.0),
+        s.constant(np.where(channel % 2, 0.75, 3.75)),
+    ]
+    return str(s.add("BatchNormalization", a, *constants, name=name, epsilon=0.25))
+
+
+@pytest.mark.parametrize("opset", [9, 14, 15])
+@pytest.mark.parametrize("relu", [False, True])
+def test_batch_norm_behind_a_relu(
+    sketch: Any, pruning: Any, extents: Any, opset: int, *, relu: bool
+) -> None:
+    s, c = sketch(opset), extents.inner
+
+    def middle(a: str) -> str:
+        a = _norm(s, s.add("Relu", a), c)
+        return str(s.add("Relu", a)) if relu else a
+
+    case = pruning.check(s.sandwich(extents, middle, kernel=2), widths={"first": c})
+    # Without a Relu behind it, it was folded into 'second'.
+    kept = any(node.op_type == "BatchNormalization" for node in case.model.graph.node)
+    assert kept == relu
+
+
+def test_batch_norm_before_a_padded_conv(sketch: Any, pruning: Any, extents: Any) -> None:
+    # Pre-activation: what BatchNormalization leaves shows at borders unless the Relu takes it.
+    s, c = sketch(), extents.inner
+    channel = np.arange(c)
+    bias, mean = s.constant(np.where(channel % 2, 1.0, -2.0)), s.constant(np.zeros(c))
+
+    def middle(a: str) -> str:
+        parts = [s.constant(np.ones(c)), bias, mean, s.constant(np.full(c, 0.75))]
+        a = s.add("BatchNormalization", s.add("Relu", a), *parts, epsilon=0.25)
+        return str(s.add("Relu", a))
+
+    case = pruning.check(
+        s.sandwich(extents, middle, kernel=3, pads=[1] * 4), widths={"first": (c + 1) // 2}
+    )
+    lane = case.coupling.lanes["first_out"]
+    assert np.flatnonzero(lane.classes).tolist() == list(range(0, c, 2))
+
+
+def test_batch_norm_behind_a_concat(sketch: Any, pruning: Any, extents: Any) -> None:
+    # DenseNet: what a channel leaves depends on where in the concatenation it stands.
+    s, c = sketch(), extents.inner
+    x = s.input(extents.image)
+    a, b = s.conv(x, extents.source, c, name="one"), s.conv(x, extents.source, 5, name="other")
+    joined = s.add("Concat", a, b, axis=1)
+    left = s.conv(s.add("Relu", _norm(s, joined, c + 5)), c + 5, 4, name="left")
+    right = s.conv(s.add("Concat", a, left, axis=1), c + 4, extents.outer, name="right")
+    case = pruning.check(s.model(right), widths={"one": c, "other": 5, "left": 4})
+    assert any(node.op_type == "BatchNormalization" for node in case.model.graph.node)
+
+
+@pytest.mark.parametrize("dense", ["Gemm", "MatMul"])
+def test_batch_norm_through_pooling_into_a_dense_layer(
+    sketch: Any, pruning: Any, extents: Any, dense: str
+) -> None:
+    s, c = sketch(), extents.inner
+    a = s.conv(s.input(extents.image), extents.source, c, name="first")
+    a = s.add("Relu", _norm(s, s.add("Relu", a), c))
+    a = s.add("Flatten", s.add("GlobalMaxPool", a))
+    y = s.add(dense, a, s.whole([c, extents.outer]), name="second")
+    pruning.check(s.model(y), widths={"first": c})
+
+
+def test_batch_norm_through_flatten_into_a_dense_layer(
+    sketch: Any, pruning: Any, extents: Any
+) -> None:
+    s, c = sketch(), extents.inner
+    a = s.conv(s.input(extents.image), extents.source, c, name="first")
+    a = s.add("Flatten", s.add("Relu", _norm(s, s.add("Relu", a), c)))
+    count = c * extents.height * extents.width
+    y = s.add("Gemm", a, s.whole([count, extents.outer]), s.whole([extents.outer]), name="second")
+    pruning.check(s.model(y), widths={"first": c})
+
+
+@pytest.mark.parametrize(("inner", "group", "width"), [(8, 2, 4), (8, 4, 4), (6, 6, 6)])
+def test_batch_norm_before_a_grouped_conv(
+    sketch: Any, pruning: Any, inner: int, group: int, width: int
+) -> None:
+    s = sketch()
+    a = s.conv(s.input([2, 3, 5, 7]), 3, inner, name="first")
+    a = s.add("Relu", _norm(s, s.add("Relu", a), inner))
+    b = s.conv(a, inner, inner, 2, name="grouped", group=group)
+    y = s.conv(s.add("Relu", b), inner, 5, name="second")
+    case = pruning.check(s.model(y))
+    assert case.widths["first"] == width
+
+
+@pytest.mark.parametrize("mode", ["AveragePool", "MaxPool", "GlobalAveragePool"])
+def test_pooling_keeps_constants(sketch: Any, pruning: Any, extents: Any, mode: str) -> None:
+    # Whole numbers over windows of 4 are exact; over all of 5 by 7 they are rounded.
+    s, c = sketch(), extents.inner
+    kind = {} if mode.startswith("Global") else {"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]}
+
+    def middle(a: str) -> str:
+        return str(s.add(mode, s.add("Add", a, s.whole([c, 1, 1])), **kind))
+
+    tolerance = c * ROUNDING if mode != "MaxPool" else 0.0
+    pruning.check(s.sandwich(extents, middle), widths={"first": c}, tolerance=tolerance)
+
+
+def test_average_that_counts_padding_shows_borders(sketch: Any, pruning: Any, extents: Any) -> None:
+    s = sketch()
+
+    def middle(a: str) -> str:
+        a = s.add("Add", a, s.constant(1.0))
+        more = {"kernel_shape": [2, 2], "pads": [0, 0, 1, 1], "count_include_pad": 1}
+        return str(s.add("AveragePool", a, name="average", **more))
+
+    pruning.check(s.sandwich(extents, middle), widths={}, refused={"first": "not a constant"})
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 2.0])
+def test_explicit_padding_of_a_constant(
+    sketch: Any, pruning: Any, extents: Any, value: float
+) -> None:
+    # Padded with 1 a channel that leaves 1 stays a constant; padded with anything else it does not.
+    s, c = sketch(), extents.inner
+
+    def middle(a: str) -> str:
+        a = s.add("Add", a, s.constant(1.0))
+        amounts = s.constant([0, 0, 1, 0, 0, 0, 1, 1], dtype=np.int64)
+        return str(s.add("Pad", a, amounts, s.constant(value), name="frame"))
+
+    model = s.sandwich(extents, middle, kernel=2)
+    if value == 1.0:
+        pruning.check(model, widths={"first": c})
+    else:
+        pruning.check(model, widths={}, refused={"first": ["Conv 'second'", "not a constant"]})
+
+
+def test_constant_that_reaches_an_output_is_refused(sketch: Any, pruning: Any) -> None:
+    s = sketch()
+    a = s.conv(s.input([2, 3, 4, 4]), 3, 4, name="first")
+    y = s.add("Sigmoid", a)
+    pruning.check(s.model(y), widths={}, refused={"first": "graph's output"})
+
+
+def test_half_precision_sigmoid(sketch: Any, pruning: Any, extents: Any) -> None:
+    s, c = sketch(), extents.inner
+    kind = {"dtype": np.float16}
+    x = s.input(extents.image, kind=TensorProto.FLOAT16)
+    a = s.add("Conv", x, s.whole([c, extents.source, 1, 1], low=-1, high=1, **kind), name="first")
+    a = s.add("Sigmoid", a)
+    b = s.whole([extents.outer], **kind)
+    y = s.add("Conv", a, s.whole([extents.outer, c, 1, 1], **kind), b, name="second")
+    # float16 has 11 bits; the result is rounded once, and so is the new bias.
+    pruning.check(s.model(y), widths={"first": c}, tolerance=4 * 2.0**-11)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_absorption_into_a_bias_that_others_read(
+    sketch: Any, pruning: Any, extents: Any, *, shared: bool
+) -> None:
+    # The neighbour's bias must stay what it was.
+    s, c = sketch(), extents.inner
+    x = s.input(extents.image)
+    bias = s.whole([4], low=-3, high=3)
+    other = bias if shared else s.whole([4], low=-3, high=3)
+    a = s.add("Add", s.conv(x, extents.source, c, name="first"), s.constant(1.0))
+    ends = [
+        s.add("Conv", a, s.whole([4, c, 1, 1]), bias, name="second"),
+        s.add("Conv", x, s.whole([4, extents.source, 1, 1]), other, name="neighbour"),
+    ]
+    pruning.check(s.model(*ends), widths={"first": c})
+
+
+@pytest.mark.parametrize("scale", [[], ["c"]], ids=["per tensor", "per axis"])
+@pytest.mark.parametrize("opset", [13, 19, 21, 23])
+@pytest.mark.parametrize("zero_point", [0, 3])
+def test_quantised_activations(
+    sketch: Any, pruning: Any, extents: Any, scale: list[str], opset: int, zero_point: int
+) -> None:
+    # Quantised and back, zero is zero again, whatever the zero point.
+    s, c = sketch(opset), extents.inner
+    more = {"axis": 1} if scale else {}
+
+    def middle(a: str) -> str:
+        steps = 2.0 ** (np.arange(c) % 3) if scale else 2.0
+        points = np.full(c, zero_point) if scale else zero_point
+        step, point = s.constant(steps), s.constant(points, dtype=np.int8)
+        b = s.add("QuantizeLinear", a, step, point, **more)
+        return str(s.add("DequantizeLinear", b, step, point, **more))
+
+    model = s.sandwich(extents, middle, kernel=3, pads=[1] * 4)
+    pruning.check(model, widths={"first": c})
+
+
+@pytest.mark.parametrize("axis", [0, 2, 3, -1])
+def test_quantised_along_another_axis(sketch: Any, pruning: Any, extents: Any, axis: int) -> None:
+    # With equal extents, a scale along the height or width must not be taken for one per channel.
+    s, c = sketch(), extents.inner
+    extent = [extents.batch, c, extents.height, extents.width][axis]
+
+    def middle(a: str) -> str:
+        step = s.constant(2.0 ** (np.arange(extent) % 3))
+        point = s.constant(np.zeros(extent), dtype=np.int8)
+        b = s.add("QuantizeLinear", a, step, point, axis=axis)
+        return str(s.add("DequantizeLinear", b, step, point, axis=axis))
+
+    pruning.check(s.sandwich(extents, middle), widths={"first": c})
+
+
+def test_quantised_constant_is_absorbed_as_it_is_quantised(
+    sketch: Any, pruning: Any, extents: Any
+) -> None:
+    # 1 in steps of 3/4 is 3/4: rounded to one step before the bias takes it.
+    s, c = sketch(), extents.inner
+
+    def middle(a: str) -> str:
+        a = s.add("Add", a, s.constant(1.0))
+        step, point = s.constant(0.75), s.constant(5, dtype=np.uint8)
+        return str(s.add("DequantizeLinear", s.add("QuantizeLinear", a, step, point), step, point))
+
+    pruning.check(s.sandwich(extents, middle), widths={"first": c})
+
+
+def test_quantised_constant_that_saturates(sketch: Any, pruning: Any, extents: Any) -> None:
+    # -4 below a zero point of 2 is cut off at -2.
+    s, c = sketch(), extents.inner
+
+    def middle(a: str) -> str:
+        a = s.add("Sub", a, s.constant(4.0))
+        step, point = s.constant(1.0), s.constant(2, dtype=np.uint8)
+        return str(s.add("DequantizeLinear", s.add("QuantizeLinear", a, step, point), step, point))
+
+    pruning.check(s.sandwich(extents, middle), widths={"first": c})
+
+
+def test_unsigned_by_default(sketch: Any, pruning: Any, extents: Any) -> None:
+    # Without a zero point QuantizeLinear makes uint8.
+    s, c = sketch(), extents.inner
+
+    def middle(a: str) -> str:
+        step = s.constant(0.5)
+        return str(s.add("DequantizeLinear", s.add("QuantizeLinear", a, step), step))
+
+    pruning.check(s.sandwich(extents, middle, kernel=3, pads=[1] * 4), widths={"first": c})
+
+
+def test_dequantised_weight_takes_a_constant(sketch: Any, pruning: Any, extents: Any) -> None:
+    s, c = sketch(), extents.inner
+    weight = s.whole([extents.outer, c, 2, 2], dtype=np.int8, low=-3, high=3)
+    scale = s.constant(2.0 ** (np.arange(extents.outer) % 3 - 1))
+    a = s.conv(s.input(extents.image), extents.source, c, name="first")
+    a = s.add("Add", a, s.whole([c, 1, 1]))
+    w = s.add("DequantizeLinear", weight, scale, axis=0)
+    y = s.add("Conv", a, w, s.whole([extents.outer]), name="second")
+    pruning.check(s.model(y), widths={"first": c})
+
+
+def test_dequantised_weight_without_a_bias_takes_a_constant(
+    sketch: Any, pruning: Any, extents: Any
+) -> None:
+    s, c = sketch(), extents.inner
+    weight = s.whole([extents.outer, c, 2, 2], dtype=np.int8, low=-3, high=3)
+    a = s.conv(s.input(extents.image), extents.source, c, name="first")
+    a = s.add("Add", a, s.whole([c, 1, 1]))
+    y = s.add("Conv", a, s.add("DequantizeLinear", weight, s.constant(0.5)), name="second")
+    pruning.check(s.model(y), widths={"first": c})
