@@ -59,6 +59,7 @@ class Editor:
         self._tensor_names = set(tensor_names(model.graph)) | set(weights or {})
         self._node_names = {node.name for node in model.graph.node if node.name}
         self._author = ""
+        self._claimed: set[str] = set()
         self.journal: list[JournalEntry] = []
         self._by_name: dict[str, gs.Node] = {}
         for node in self._graph.nodes:
@@ -96,6 +97,16 @@ class Editor:
     def sign(self, author: str) -> None:
         """Name the author of the edits that follow (a pass); it is stamped into new nodes."""
         self._author = author
+
+    def claim(self, whole: str) -> None:
+        """Say that the whole graph is edited at once by `whole`, which can happen only once.
+
+        Raises:
+            ModelError: it has happened already, so the graph is not the original any more.
+        """
+        if whole in self._claimed:
+            raise ModelError(f"the graph was edited by '{whole}' already: edit all of it together")
+        self._claimed.add(whole)
 
     def node(self, name: str) -> gs.Node:
         """The node called `name`.

@@ -158,7 +158,14 @@ class _Saboteur(Pass[Any]):
     def candidates(self, site: Site, facts: Facts) -> Sequence[Candidate[Any]]:
         return self._owner.candidates(site, facts)
 
+    @property
+    def works_together(self) -> bool:
+        return self._owner.works_together
+
     def rewrite(self, candidate: Candidate[Any], edit: Editor) -> None:
-        self._owner.rewrite(candidate, edit)
-        if candidate.site.node == self._node:
+        self.rewrite_together([candidate], edit)
+
+    def rewrite_together(self, candidates: Sequence[Candidate[Any]], edit: Editor) -> None:
+        self._owner.rewrite_together(candidates, edit)
+        if any(candidate.site.node == self._node for candidate in candidates):
             raise PassError("sabotaged on purpose")

@@ -168,10 +168,10 @@ class Prune(Pass[KeptChannels]):
         """Remove the channels of several groups: all edits are worked out on the original graph.
 
         Raises:
-            PassError: the graph was pruned already, or does not have these channels.
+            ModelError: the graph was pruned already.
+            PassError: it does not have these channels.
         """
-        if any(entry.author == self.name for entry in edit.journal):
-            raise PassError("the graph was pruned already: all groups have to be cut together")
+        edit.claim(self.name)
         coupling = coupling_of(edit)
         removed = _removed(candidates, coupling)
         apply_edits(plan_cuts(GraphView(edit.model), coupling, removed), edit)

@@ -504,7 +504,15 @@ class Sketch:
         for name, shape in shapes.items():
             value = next(v for v in model.graph.output if v.name == name)
             value.CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-        return onnx.shape_inference.infer_shapes(model)
+        # Only with type checks does the inference look inside GroupNormalization, a function.
+        model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=not shapes)
+        if not all(value.type.tensor_type.HasField("shape") for value in model.graph.output):
+            # ONNX Runtime infers more.
+            found = {one.name: one.shape for one in _session(model).get_outputs()}
+            for value in model.graph.output:
+                kind = value.type.tensor_type.elem_type
+                value.CopyFrom(helper.make_tensor_value_info(value.name, kind, found[value.name]))
+        return model
 
     def sandwich(
         self,

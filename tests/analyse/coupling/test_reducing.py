@@ -39,7 +39,7 @@ def test_reduction_over_space_into_a_dense_layer(
 ) -> None:
     s, e = sketch(opset), extents
     axes = [2, 3] if opset < 11 else [-1, 2]
-    a = reduce(s, operator, s.add("Relu", first(s, e)), axes, keepdims=keepdims)
+    a = reduce(s, operator, first(s, e), axes, keepdims=keepdims)
     a = s.add("Flatten", a) if keepdims else a
     y = s.add("MatMul", a, s.whole([e.inner, 5]), name="last")
     pruning.check(s.model(y), widths={"first": e.inner}, tolerance=ROUNDED)
@@ -104,8 +104,11 @@ def test_reduction_of_nothing(sketch: Any, pruning: Any, extents: Any, operator:
 
 def test_reduction_along_axes_decided_at_run_time(sketch: Any, pruning: Any, extents: Any) -> None:
     s, e = sketch(18), extents
-    axes = s.input([1], "axes", kind=7)
-    model = s.sandwich(e, lambda a: s.add("ReduceMax", a, axes, name="over"))
+    nothing = s.add("Mul", s.input([1], "number", kind=7), s.constant([0], dtype=np.int64))
+    axes = s.add("Add", nothing, s.constant([2], dtype=np.int64))
+    a = s.add("ReduceMax", first(s, e), axes, name="over")
+    y = s.conv(a, e.inner, e.outer, name="last")
+    model = s.model(y, **{y: [e.batch, e.outer, "h", "w"]})
     pruning.check(model, widths={}, refused={"first": ["ReduceMax 'over'", "run time"]})
 
 
@@ -195,8 +198,11 @@ POOLS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("opset", [9, 11, 18, 22, NEWEST])
-@pytest.mark.parametrize("operator", POOLS)
+@pytest.mark.parametrize(
+    ("opset", "operator"),
+    # ONNX Runtime has no GlobalLpPool of opset 22.
+    [(v, p) for v in (9, 11, 18, 22, NEWEST) for p in POOLS if p != "GlobalLpPool" or v < 22],
+)
 def test_pooling(sketch: Any, pruning: Any, extents: Any, opset: int, operator: str) -> None:
     s, e = sketch(opset), extents
     model = s.sandwich(e, lambda a: s.add(operator, a, **POOLS[operator]))
