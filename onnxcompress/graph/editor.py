@@ -238,21 +238,28 @@ class Editor:
         """A second initializer with the same values, sharing the data until export."""
         return gs.Constant(self.tensor_name(f"{constant.name}_untied"), constant._values)
 
+    def is_alive(self, node: gs.Node) -> bool:
+        """Whether an output of the graph, or a subgraph, depends on what `node` makes."""
+        return any(node is other for other in self._live())
+
+    def _live(self) -> list[gs.Node]:
+        """The nodes that outputs depend on, in order."""
+        live: list[gs.Node] = []
+        needed: set[int] = {id(t) for t in self._graph.outputs}
+        for node in reversed(self._graph.nodes):
+            if any(id(t) in needed for t in node.outputs):
+                live.append(node)
+                needed.update(id(t) for t in node.inputs)
+                needed.update(id(t) for t in captured_tensors(node))
+        return live[::-1]
+
     def finish(self) -> onnx.ModelProto:
         """Drop what nobody reads and export; shapes are not inferred here.
 
         Edits keep the order of execution valid, so no sorting is needed (graphsurgeon's sort is
         recursive and fails on deep networks).
         """
-        outputs = {id(t) for t in self._graph.outputs}
-        live: list[gs.Node] = []
-        needed: set[int] = set(outputs)
-        for node in reversed(self._graph.nodes):
-            if any(id(t) in needed for t in node.outputs):
-                live.append(node)
-                needed.update(id(t) for t in node.inputs)
-                needed.update(id(t) for t in captured_tensors(node))
-        self._graph.nodes = live[::-1]
+        self._graph.nodes = self._live()
         return export_graph(self._graph, self._keep)
 
     def _adopt(self, node: gs.Node, *, source: str) -> None:

@@ -6,7 +6,7 @@ the network, so that what is measured is what would be written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx
 
@@ -30,7 +30,17 @@ def extract_layer(
         ModelError: a size is not known.
     """
     layer = view.nodes[node]
-    chain = [layer, *_fused(view, layer)]
+    return extract_nodes(view, [layer, *_fused(view, layer)], shapes)
+
+
+def extract_nodes(
+    view: GraphView, chain: Sequence[onnx.NodeProto], shapes: Mapping[str, tuple[int, ...]]
+) -> onnx.ModelProto:
+    """Some nodes as a model of their own, at fixed sizes; the last one makes its output.
+
+    Raises:
+        ModelError: a size is not known.
+    """
     made = {name for part in chain for name in part.output if name}
     initializers, inputs = [], []
     for name in dict.fromkeys(n for part in chain for n in part.input if n and n not in made):
@@ -40,7 +50,7 @@ def extract_layer(
             inputs.append(_value(view, name, shapes))
     graph = onnx.helper.make_graph(
         chain,
-        f"layer {node}",
+        f"layer {chain[0].name}",
         inputs,
         [_value(view, chain[-1].output[0], shapes)],
         initializers,

@@ -60,6 +60,8 @@ class Candidate(Generic[S]):
         after: counted cost of what replaces them.
         damage: predicted relative increase of the squared error at the output of the layer;
             0 means lossless.
+        removes: those of the nodes that disappear with nothing in their place; what another
+            candidate would do to them alone is then void.
         recommended: the candidate that the pass's own rule picks when there is nothing to plan by.
     """
 
@@ -70,6 +72,7 @@ class Candidate(Generic[S]):
     after: Cost
     damage: float
     recommended: bool = False
+    removes: tuple[str, ...] = ()
 
     @property
     def saving(self) -> Cost:

@@ -76,7 +76,10 @@ def by_rule(sites: Sites) -> Choice:
 
 
 def conflicts(sites: Sites) -> list[tuple[int, int]]:
-    """Pairs of sites that cannot both be rewritten: different passes would change one node."""
+    """Pairs of sites that cannot both be rewritten.
+
+    Two passes would change one node, or one candidate works on nodes that the other removes.
+    """
     readers: dict[str, set[int]] = {}
     for at, offers in enumerate(sites):
         for name in {name for candidate in offers for name in candidate.touches}:
@@ -89,6 +92,14 @@ def conflicts(sites: Sites) -> list[tuple[int, int]]:
         for other in together
         if one < other and owners[one] != owners[other]
     }
+    for at, offers in enumerate(sites):
+        gone = {name for candidate in offers for name in candidate.removes}
+        near = {other for name in gone for other in readers.get(name, ())} - {at}
+        pairs |= {
+            (min(at, other), max(at, other))
+            for other in near
+            if any(set(candidate.touches) <= gone for candidate in sites[other])
+        }
     return sorted(pairs)
 
 

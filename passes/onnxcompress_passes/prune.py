@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
+from onnxcompress.analyse.branches import Branch, residual_branches
 from onnxcompress.analyse.coupling.result import Coupling, Group
 from onnxcompress.analyse.facts import Facts, Need
 from onnxcompress.errors import ModelError, PassError, UsageError
@@ -41,16 +44,32 @@ from onnxcompress_passes.channel_ranking import (
 )
 from onnxcompress_passes.channel_scores import CRITERIA, NORMS
 from onnxcompress_passes.eligibility import QUANTISED, quantised_layers
+from onnxcompress_passes.prune_branches import (
+    branch_cost,
+    branch_damage,
+    branch_excerpt,
+    branch_mean,
+    branches,
+    force_to_means,
+    replace_by_means,
+)
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _RUNGS = 8
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class KeptChannels:
-    """The channels of a group that stay, by their numbers within the group, ascending."""
+    """What stays of a group of channels, or of a residual branch.
+
+    Attributes:
+        kept: numbers of the channels that stay within the group, ascending; none at width zero.
+        mean: at width zero, what the branch becomes: one number per channel of its end.
+    """
 
     kept: tuple[int, ...]
+    mean: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +102,10 @@ class Prune(Pass[KeptChannels]):
         default=0,
         metadata={"help": "score again after this many channels (iterative); 0 is one shot"},
     )
+    branches: bool = field(
+        default=True,
+        metadata={"help": "offer residual branches at width zero: replaced by their mean"},
+    )
     seed: int = field(default=0, metadata={"help": "of criterion=random"})
 
     name: ClassVar[str] = "prune"
@@ -99,8 +122,12 @@ class Prune(Pass[KeptChannels]):
         ):
             if value not in known:
                 raise UsageError(f"prune: {option}={value!r} is none of {', '.join(known)}")
-        if not 0.0 <= float(self.channels) <= 1.0:
+        if isinstance(self.channels, bool) or not isinstance(self.channels, (int, float)):
+            raise UsageError(f"prune: channels={self.channels!r} is not a number")
+        if not 0.0 <= self.channels <= 1.0:
             raise UsageError(f"prune: channels={self.channels!r} must lie between 0 and 1")
+        if not isinstance(self.branches, bool):
+            raise UsageError(f"prune: branches={self.branches!r} must be true or false")
         for option, number in (("round_to", self.round_to), ("per_step", self.per_step)):
             if type(number) is not int or number < 0:
                 raise UsageError(f"prune: {option}={number!r} must be a whole number >= 0")
@@ -119,9 +146,15 @@ class Prune(Pass[KeptChannels]):
                 yield self._found(node, coupling, facts)
         for name, reason in quantised_layers(facts, QUANTISED):
             yield Refusal(self.name, name, reason)
+        if self.branches and not self.channels:
+            for add, branch in branches(facts).items():
+                if not {add, *branch.nodes} & facts.excluded:
+                    yield Site(self.name, add)
 
     def candidates(self, site: Site, facts: Facts) -> Sequence[Candidate[KeptChannels]]:
         """All channels first, then falling widths; with `channels` given, that width alone."""
+        if site.node in branches(facts):
+            return self._without_branch(site, facts)
         coupling = facts.coupling()
         group = coupling.group(site.node)
         sequence = self._sequence(facts, coupling)
@@ -174,34 +207,61 @@ class Prune(Pass[KeptChannels]):
         edit.claim(self.name)
         coupling = coupling_of(edit)
         removed = _removed(candidates, coupling)
-        apply_edits(plan_cuts(GraphView(edit.model), coupling, removed), edit)
+        view = GraphView(edit.model)
+        apply_edits(plan_cuts(view, coupling, removed), edit)
+        gone = coupling.classes(removed)
+        means = _means(candidates, view, coupling)
+        replace_by_means(edit, [(b, m[_staying(b, m, coupling, gone)]) for b, m in means])
 
     def reference(self, candidates: Sequence[Candidate[KeptChannels]], edit: Editor) -> bool:
-        """The original with these channels forced to zero behind every producer."""
+        """The original with these channels forced to zero, and these branches to their means."""
         coupling = coupling_of(edit)
-        zero_in(edit, coupling, coupling.classes(_removed(candidates, coupling)))
+        gone = coupling.classes(_removed(candidates, coupling))
+        zero_in(edit, coupling, gone)
+        means = _means(candidates, GraphView(edit.model), coupling)
+        force_to_means(edit, [(b, m * _staying(b, m, coupling, gone)) for b, m in means])
         return True
 
     def excerpts(
         self, candidate: Candidate[KeptChannels], facts: Facts
     ) -> Sequence[tuple[onnx.ModelProto, onnx.ModelProto]]:
         """Every layer that changes, at both widths."""
+        branch = branches(facts).get(candidate.site.node)
+        if branch is not None:
+            return branch_excerpt(facts, branch, np.array(candidate.setting.mean))
         coupling = facts.coupling()
         removed = _removed([candidate], coupling)
         edits = plan_cuts(facts.view, coupling, removed)
         return excerpts(facts.view, coupling, coupling.classes(removed), edits, facts.shapes())
 
     def load_setting(self, values: dict[str, Any]) -> KeptChannels:
-        """A setting from the plan file: `{"kept": [0, 2, 3]}`.
+        """A setting from the plan file: `{"kept": [0, 2, 3], "mean": []}`.
 
         Raises:
             UsageError: the values do not fit this pass.
         """
-        kept = values.get("kept") if isinstance(values, dict) else None
-        whole = isinstance(kept, list) and all(type(channel) is int for channel in kept)
-        if not whole or set(values) != {"kept"}:
-            raise UsageError(f"setting {values!r} does not fit pass '{self.name}'")
-        return KeptChannels(tuple(sorted(set(kept or []))))
+        known = isinstance(values, dict) and {"kept"} <= set(values) <= {"kept", "mean"}
+        kept, mean = (values.get("kept"), values.get("mean", [])) if known else (None, None)
+        if not (
+            isinstance(kept, list)
+            and isinstance(mean, list)
+            and all(type(channel) is int for channel in kept)
+            and all(type(value) in {int, float} and isfinite(value) for value in mean)
+            and bool(kept) != bool(mean)
+        ):
+            raise UsageError(f"setting {str(values)[:200]} does not fit pass '{self.name}'")
+        return KeptChannels(tuple(sorted(set(kept))), tuple(float(value) for value in mean))
+
+    def _without_branch(self, site: Site, facts: Facts) -> list[Candidate[KeptChannels]]:
+        branch = branches(facts)[site.node]
+        mean = branch_mean(facts, branch)
+        touches, before, after = branch_cost(facts, branch, mean)
+        if before.macs <= after.macs:
+            raise NoCandidate("nothing is saved without this branch")
+        setting = KeptChannels((), tuple(mean.tolist()))
+        damage = branch_damage(facts, branch)
+        touches = tuple(dict.fromkeys((site.node, *touches)))
+        return [Candidate(site, setting, touches, before, after, damage, removes=branch.nodes)]
 
     def _found(self, node: onnx.NodeProto, coupling: Coupling, facts: Facts) -> Site | Refusal:
         group = coupling.group_of(node.name)
@@ -244,6 +304,8 @@ def _removed(
 ) -> dict[str, tuple[int, ...]]:
     removed = {}
     for candidate in candidates:
+        if candidate.setting.mean:
+            continue
         group = coupling.group(candidate.site.node)
         wrong = [c for c in candidate.setting.kept if not 0 <= c < group.width]
         if wrong:
@@ -256,6 +318,34 @@ def _dearer(one: Cost, other: Cost) -> bool:
     """Whether one costs more in any respect: a new bias can outweigh the loss of a channel."""
     more = (one.macs > other.macs, one.params > other.params)
     return any(more) or one.weight_bytes > other.weight_bytes
+
+
+def _means(
+    candidates: Sequence[Candidate[KeptChannels]], view: GraphView, coupling: Coupling
+) -> list[tuple[Branch, Array]]:
+    """The branches that go, with what they become."""
+    chosen = {c.site.node: np.array(c.setting.mean) for c in candidates if c.setting.mean}
+    found = []
+    for branch in residual_branches(view, coupling.shapes) if chosen else ():
+        mean = chosen.get(branch.add)
+        if mean is not None and len(mean) == coupling.shapes[branch.tensor][branch.axis]:
+            found.append((branch, mean))
+    best = {b.add: (b, m) for b, m in sorted(found, key=lambda pair: len(pair[0].nodes))}
+    missing = [add for add in chosen if add not in best]
+    if missing:
+        raise PassError(f"there is no residual branch of this width at '{missing[0]}'")
+    return list(best.values())
+
+
+def _staying(
+    branch: Branch, mean: Array, coupling: Coupling, gone: frozenset[int]
+) -> NDArray[np.bool_]:
+    """Which channels of a branch's end stay."""
+    lane = coupling.lanes.get(branch.tensor)
+    staying = np.ones(len(mean), dtype=bool)
+    if lane is not None and lane.axis == branch.axis:
+        staying = ~np.isin(lane.classes, list(gone))
+    return staying
 
 
 def _widths(full: int, least: int, round_to: int) -> list[int]:

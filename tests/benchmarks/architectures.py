@@ -285,6 +285,8 @@ def sweep(out: Path, wanted: Callable[[str], Any], exporters: tuple[str, ...]) -
     for source, name, exporter in plan():
         key = f"{source}__{name}__{exporter}"
         path = out / f"{key}.onnx"
+        if path.exists():
+            failures.pop(key, None)
         if exporter not in exporters or not wanted(key) or path.exists():
             continue
         start = time.perf_counter()
@@ -305,6 +307,7 @@ def sweep(out: Path, wanted: Callable[[str], Any], exporters: tuple[str, ...]) -
         ledger.write_text(json.dumps(failures, indent=1))
         size = f"{path.stat().st_size / 1e6:.1f} MB, " if good else "FAILED "
         print(f"{key}: {time.perf_counter() - start:.1f} s, {size}{line}", flush=True)
+    ledger.write_text(json.dumps(failures, indent=1))
 
 
 def main() -> int:

@@ -179,7 +179,7 @@ class Pruning:
             for fed, untouched in zip(everywhere, whole, strict=True):
                 expected = _run(masked, {**fed, **self.masks(case, removed)})
                 _assert_close(_run(session, fed), expected, tolerance, f"removed {removed}")
-                if any(not np.array_equal(a, b) for a, b in zip(expected, untouched, strict=True)):
+                if not all(map(np.array_equal, expected, untouched)):
                     live |= set(removed)
         # The engine's own reference, with which it proves its results to users, is right, too.
         zeroed = _session(zero_channels(case.model, case.coupling, removed))
@@ -238,16 +238,17 @@ class Pruning:
     def removals(case: Case, *, seed: int = 0, draws: int = 2) -> list[Removed]:
         """Removed sets that respect the covers.
 
-        For every group by itself: single channels (the first, the last), everything but one, and
-        `draws` random subsets; for all groups together: everything but one, and `draws` random
-        subsets.
+        For every group by itself: a single channel, everything but one, and `draws` random subsets
+        (one where there are many groups); for all groups together: everything but one, and `draws`
+        random subsets.
         """
         generator = np.random.default_rng(seed)
         groups = case.coupling.groups
+        apart = draws if len(groups) < 3 else 1
         found: list[Removed] = []
         for group in groups:
-            sets = [[0], [group.width - 1], _all_but_one(group, generator)]
-            sets += [_some(group, generator) for _ in range(draws)]
+            sets = [[int(generator.integers(group.width))], _all_but_one(group, generator)]
+            sets += [_some(group, generator) for _ in range(apart)]
             found += [{group.name: _spared(group, one, generator)} for one in sets]
         if len(groups) > 1:
             found.append(
@@ -289,13 +290,12 @@ class Pruning:
     @staticmethod
     def assert_nothing_changes_nothing(case: Case) -> None:
         """Removing no channel leaves the bytes of all nodes and weights alone."""
-        empty: list[Removed] = [{}, {group.name: [] for group in case.coupling.groups}]
-        for removed in empty:
-            result = remove_channels(case.model, case.coupling, removed)
-            for field in ("node", "initializer"):
-                mine = [m.SerializeToString() for m in getattr(case.model.graph, field)]
-                theirs = [m.SerializeToString() for m in getattr(result.graph, field)]
-                assert sorted(mine) == sorted(theirs), f"{field}s changed"
+        empty: Removed = {group.name: [] for group in case.coupling.groups}
+        result = remove_channels(case.model, case.coupling, empty)
+        for field in ("node", "initializer"):
+            mine = [m.SerializeToString() for m in getattr(case.model.graph, field)]
+            theirs = [m.SerializeToString() for m in getattr(result.graph, field)]
+            assert sorted(mine) == sorted(theirs), f"{field}s changed"
 
     @staticmethod
     def whole_feeds(model: onnx.ModelProto, sizes: Sizes) -> Feeds:

@@ -357,3 +357,123 @@ def test_removal_that_makes_no_sense_is_refused(
     }
     with pytest.raises(PassError, match=words[what]):
         pruning.remove(case, removed)
+
+
+@pytest.mark.parametrize("use", ["output", "factor"])
+def test_mask_of_a_dropout(sketch: Any, pruning: Any, extents: Any, use: str) -> None:
+    # The mask has the shape of the data: it loses channels with it, or both keep them.
+    s, c = sketch(), extents.inner
+    _, a = _chain(s, extents)
+    b, mask = s.add("Dropout", a, name="drop", outputs=2)
+    if use == "factor":
+        b = s.add("Mul", b, s.add("Cast", mask, to=TensorProto.FLOAT), name="factor")
+    y = s.conv(b, c, extents.outer, name="second")
+    if use == "output":
+        pruning.check(s.model(y, mask), widths={}, refused={"first": "'drop"})
+        return
+    model = s.model(y)
+    case = pruning.case(model)
+    if case.widths:
+        pruning.check(model, widths={"first": c})
+    else:
+        pruning.check(model, widths={}, refused={"first": "Mul 'factor'"})
+
+
+@pytest.mark.parametrize("use", ["output", "factor"])
+@pytest.mark.parametrize("which", [1, 2])
+def test_statistics_of_a_layer_norm(
+    sketch: Any, pruning: Any, extents: Any, use: str, which: int
+) -> None:
+    # Mean and deviation have one number per channel where only space is normalised.
+    s, c = sketch(), extents.inner
+    _, a = _chain(s, extents)
+    scale = s.whole([extents.height, extents.width], low=1, high=2)
+    outputs = s.add("LayerNormalization", a, scale, name="norm", axis=2, outputs=3)
+    b = s.add("Mul", a, outputs[0])
+    if use == "factor":
+        b = s.add("Mul", b, outputs[which], name="factor")
+    y = s.conv(b, c, extents.outer, name="second")
+    if use == "output":
+        pruning.check(s.model(y, outputs[which]), widths={}, refused={"first": "'norm"})
+        return
+    model = s.model(y)
+    case = pruning.case(model)
+    if case.widths:
+        pruning.check(model, widths={"first": c}, tolerance=2.0**-14)
+    else:
+        pruning.check(model, widths={}, refused={"first": "'"})
+
+
+def test_shape_as_an_output(sketch: Any, pruning: Any, extents: Any) -> None:
+    s, c = sketch(), extents.inner
+    _, a = _chain(s, extents)
+    y = s.conv(a, c, extents.outer, name="second")
+    shape = s.add("Shape", a, name="shape")
+    pruning.check(s.model(y, shape), widths={}, refused={"first": "'shape"})
+
+
+@pytest.mark.parametrize("operator", ["Shape", "Size"])
+def test_number_of_channels_as_a_factor(
+    sketch: Any, pruning: Any, extents: Any, operator: str
+) -> None:
+    # As attention divides by the root of its width: what is computed changes with the width.
+    s, c = sketch(), extents.inner
+    _, a = _chain(s, extents)
+    count = s.add(operator, a, name="count")
+    if operator == "Shape":
+        count = s.add("Gather", count, s.constant(1, dtype=np.int64))
+    b = s.add("Mul", a, s.add("Cast", count, to=TensorProto.FLOAT), name="factor")
+    y = s.conv(b, c, extents.outer, name="second")
+    pruning.check(s.model(y), widths={}, refused={"first": "'count"})
+
+
+def test_extent_of_space_as_a_factor(sketch: Any, pruning: Any, extents: Any) -> None:
+    # Height and width do not change with the channels.
+    s, c = sketch(), extents.inner
+    _, a = _chain(s, extents)
+    extent = s.add("Gather", s.add("Shape", a), s.constant(2, dtype=np.int64))
+    b = s.add("Mul", a, s.add("Cast", extent, to=TensorProto.FLOAT))
+    y = s.conv(b, c, extents.outer, name="second")
+    pruning.check(s.model(y), widths={"first": c})
+
+
+@pytest.mark.parametrize("operator", ["ReduceSum", "ReduceMean", "ReduceMax"])
+def test_reduction_to_one_number(sketch: Any, pruning: Any, extents: Any, operator: str) -> None:
+    s, c = sketch(13), extents.inner
+    _, a = _chain(s, extents)
+    y = s.conv(a, c, extents.outer, name="second")
+    total = s.add(operator, a, name="total", keepdims=0)
+    pruning.check(s.model(y, total), widths={}, refused={"first": "'total"})
+
+
+def test_a_tensor_of_two_groups_cannot_be_emptied(sketch: Any, pruning: Any) -> None:
+    # A slice of a concatenation holds channels 2 and 3 of one group and 0 and 1 of the other:
+    # each group may lose its two, but not both.
+    s = sketch()
+    x = s.input([2, 3, 5, 7])
+    joined = s.add("Concat", *(s.conv(x, 3, 4, name=n) for n in ("one", "other")), axis=1)
+    bounds = (s.constant([n], dtype=np.int64) for n in (2, 6, 1))
+    middle = s.add("Slice", joined, *bounds)
+    model = s.model(s.conv(middle, 4, 5, name="narrow"), s.conv(joined, 8, 6, name="wide"))
+    case = pruning.case(model)
+    assert case.widths == {"one": 4, "other": 4}
+    for removed in ({"one": [2, 3]}, {"other": [0, 1]}, {"one": [2, 3], "other": [0]}):
+        pruning.assert_valid(case, pruning.remove(case, removed), removed)
+    with pytest.raises(PassError, match="nothing would be left"):
+        pruning.remove(case, {"one": [2, 3], "other": [0, 1]})
+
+
+@pytest.mark.parametrize("operator", ["QLinearConv", "DynamicQuantizeLinear"])
+def test_quantised_operators(sketch: Any, pruning: Any, extents: Any, operator: str) -> None:
+    s, c = sketch(), extents.inner
+    _, a = _chain(s, extents)
+    step, point = s.constant(0.5), s.constant(0, dtype=np.int8)
+    if operator == "QLinearConv":
+        q = s.add("QuantizeLinear", a, step, point)
+        w = s.whole([extents.outer, c, 1, 1], dtype=np.int8)
+        y = s.add("QLinearConv", q, step, point, w, step, point, step, point, name="strange")
+    else:
+        q, scale, zero = s.add("DynamicQuantizeLinear", a, name="strange", outputs=3)
+        b = s.add("DequantizeLinear", q, scale, zero)
+        y = s.conv(b, c, extents.outer, name="second")
+    pruning.check(s.model(y), widths={}, refused={"first": f"{operator} 'strange'"})

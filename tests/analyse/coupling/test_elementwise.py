@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-OPSETS = [9, 13, 18, 23]
+OPSETS = [9, 23]
 SHAPES = {
     "scalar": "",
     "one": "1",
@@ -42,7 +42,11 @@ def _removable(at_zero: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize("letters", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("last", [True, False], ids=["constant last", "constant first"])
+@pytest.mark.parametrize(
+    ("extents", "last"),
+    [("distinct", True), ("distinct", False), ("equal", True)],
+    indirect=["extents"],
+)
 @pytest.mark.parametrize(
     ("operator", "numpy_operator", "low", "high"),
     [
@@ -93,7 +97,7 @@ def test_constant_operand(
 
 @pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("last", [True, False])
-@pytest.mark.parametrize("operator", ["Add", "Mul", "Max"])
+@pytest.mark.parametrize("operator", ["Add", "Max"])
 def test_constant_operand_in_every_opset(
     sketch: Any, pruning: Any, extents: Any, operator: str, opset: int, *, last: bool
 ) -> None:
@@ -110,7 +114,7 @@ def test_constant_operand_in_every_opset(
     ("letters", "along_channels"),
     [("", False), ("1", False), ("c11", True), ("1c11", True), ("w", False), ("1hw", False)],
 )
-@pytest.mark.parametrize("opset", [9, 16, 23])
+@pytest.mark.parametrize("opset", [9, 16])
 def test_prelu(
     sketch: Any, pruning: Any, extents: Any, letters: str, opset: int, *, along_channels: bool
 ) -> None:
@@ -146,12 +150,11 @@ def test_prelu_with_a_computed_slope(sketch: Any, pruning: Any) -> None:
 
 
 @pytest.mark.parametrize("operator", ["Sum", "Mean", "Max", "Min"])
-@pytest.mark.parametrize("opset", [9, 13])
 @pytest.mark.parametrize("constant", [None, "", "c11", "w"])
 def test_several_tensors(
-    sketch: Any, pruning: Any, extents: Any, operator: str, opset: int, constant: str | None
+    sketch: Any, pruning: Any, extents: Any, operator: str, constant: str | None
 ) -> None:
-    s, c = sketch(opset), extents.inner
+    s, c = sketch(13), extents.inner
     x = s.input(extents.image)
     parts = [
         s.conv(x, extents.source, c, name=f"part{n}") for n in range(4 - (constant is not None))
@@ -230,8 +233,7 @@ def _gate(s: Any, a: str, c: int, kind: str, activation: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["conv", "reduce", "unsqueeze", "minus one", "zero", "written"])
-@pytest.mark.parametrize("activation", ["Sigmoid", "HardSigmoid"])
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(("activation", "first"), [("Sigmoid", True), ("HardSigmoid", False)])
 def test_squeeze_and_excitation(
     sketch: Any, pruning: Any, extents: Any, kind: str, activation: str, *, first: bool
 ) -> None:

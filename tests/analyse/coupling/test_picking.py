@@ -198,6 +198,20 @@ def test_focus(sketch: Any, pruning: Any, opset: int) -> None:
         pruning.check(s.model(y), widths={"first": inner})
 
 
+@pytest.mark.parametrize(("start", "end", "width"), [(5, 50, 6), (35, 105, 6), (35, 70, 5)])
+def test_slice_of_a_flattened_tensor(
+    sketch: Any, pruning: Any, start: int, end: int, width: int
+) -> None:
+    # 35 numbers are a channel: the slice may begin and end within one, or be just one.
+    s = sketch()
+    a = s.conv(s.input([2, 3, 5, 7]), 3, 6, name="first")
+    flat = s.add("Flatten", a)
+    part = cut(s, flat, [start], [end], [1])
+    y = s.add("Gemm", part, s.whole([end - start, 4]), s.whole([4]), name="last")
+    z = s.add("Gemm", flat, s.whole([210, 4]), s.whole([4]), name="whole")
+    pruning.check(s.model(y, z), widths={"first": width})
+
+
 def test_slice_across_the_seam_of_two_branches(sketch: Any, pruning: Any) -> None:
     # Channels 4 and 5 of 'left' with 0 and 1 of 'right': all four must not go together.
     s = sketch()
@@ -205,10 +219,16 @@ def test_slice_across_the_seam_of_two_branches(sketch: Any, pruning: Any) -> Non
     a, b = s.conv(x, 3, 6, name="left"), s.conv(x, 3, 6, name="right")
     both = s.add("Concat", a, b, axis=1)
     seam = s.conv(cut(s, both, [4], [8], [1]), 4, 5, name="seam")
-    case = pruning.check(s.model(s.conv(both, 12, 5, name="whole"), seam))
-    assert case.widths == {"left": 6, "right": 6}
+    case = pruning.case(s.model(s.conv(both, 12, 5, name="whole"), seam))
+    assert sum(case.widths.values()) == 12
+    removed: dict[str, list[int]] = {}
+    for layer, channels in (("left", [4, 5]), ("right", [0, 1])):
+        group, lane = case.coupling.group_of(layer), case.coupling.lanes[f"{layer}_out"]
+        numbers = [group.channels.index(lane.classes[channel]) for channel in channels]
+        removed.setdefault(group.name, []).extend(numbers)
     with pytest.raises(PassError, match="nothing would be left"):
-        case.coupling.classes({"left": [4, 5], "right": [0, 1]})
+        case.coupling.classes(removed)
+    pruning.assert_exact(case)
 
 
 GATHERS = {

@@ -61,11 +61,10 @@ def test_a_shuffle_at_the_outputs_side_of_constants(
     pruning.check(s.model(y), widths={"first": 6})
 
 
-def shufflenet(s: Any, e: Any) -> tuple[Any, dict[str, int]]:
+def shufflenet(s: Any, e: Any) -> Any:
     """Three units: half of the channels pass by, half are worked on; Concat and shuffle mix them.
 
-    Returns:
-        The model, and the groups expected: every channel of every layer is free by itself.
+    Eight channels of 'first' and four each of three times two layers are free by themselves.
     """
     a = source(s, e, 8)
     for n in range(3):
@@ -78,24 +77,22 @@ def shufflenet(s: Any, e: Any) -> tuple[Any, dict[str, int]]:
         right = s.conv(right, 4, 4, 3, name=f"deep{n}", group=4, pads=[1] * 4)
         right = s.add("Relu", s.conv(right, 4, 4, name=f"expand{n}"))
         a = shuffle(s, e, s.add("Concat", left, right, axis=1), 8, 2)
-    widths = {"first": 8} | {f"{kind}{n}": 4 for n in range(3) for kind in ("reduce", "expand")}
-    return s.model(s.conv(a, 8, e.outer, name="last")), widths
+    return s.model(s.conv(a, 8, e.outer, name="last"))
 
 
 @pytest.mark.parametrize("opset", [11, 17, NEWEST])
 def test_shufflenet_units(sketch: Any, pruning: Any, extents: Any, opset: int) -> None:
-    model, widths = shufflenet(sketch(opset), extents)
-    pruning.check(model, widths=widths)
+    case = pruning.check(shufflenet(sketch(opset), extents))
+    assert sum(case.widths.values()) == 8 + 3 * 2 * 4
 
 
 def test_every_channel_of_shufflenet_units_goes_by_itself(
     sketch: Any, pruning: Any, kit: Any, extents: Any
 ) -> None:
-    model, widths = shufflenet(sketch(), extents)
-    case = pruning.case(model)
-    assert case.widths == widths
+    case = pruning.case(shufflenet(sketch(), extents))
+    assert sum(case.widths.values()) == 8 + 3 * 2 * 4
     fed, masked = pruning.whole_feeds(case.model, case.sizes), pruning.masked(case)
-    for group, width in widths.items():
+    for group, width in case.widths.items():
         for channel in range(width):
             removed = {group: [channel]}
             (expected,) = kit.run(masked, {**fed, **pruning.masks(case, removed)})
@@ -244,6 +241,14 @@ def test_space_to_depth(sketch: Any, pruning: Any, opset: int) -> None:
         a = s.add("SpaceToDepth", a, blocksize=2)
         y = s.conv(a, 4 * inner, 5, 2, name="last")
         pruning.check(s.model(y), widths={"first": inner})
+
+
+def test_space_to_depth_and_back(sketch: Any, pruning: Any) -> None:
+    s = sketch()
+    a = s.conv(s.input([2, 3, 4, 8]), 3, 6, name="first")
+    a = s.add("Relu", s.add("SpaceToDepth", a, blocksize=2))
+    y = s.conv(depth_to_space(s, a, 2, "DCR"), 6, 5, name="last")
+    pruning.check(s.model(y), widths={"first": 6})
 
 
 @pytest.mark.parametrize("opset", [9, 17, NEWEST])

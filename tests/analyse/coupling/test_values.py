@@ -64,7 +64,9 @@ def _tame(s: Any, a: str) -> str:
 
 
 @pytest.mark.parametrize("operator", LEAVES)
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("extents", "padded"), [("distinct", False), ("equal", True)], indirect=["extents"]
+)
 def test_activation(
     sketch: Any, pruning: Any, extents: Any, operator: str, *, padded: bool
 ) -> None:
@@ -109,7 +111,7 @@ def test_log_of_a_channel_plus_one(sketch: Any, pruning: Any, extents: Any) -> N
 
 @pytest.mark.parametrize("consumer", ["Conv", "grouped Conv", "Gemm", "MatMul", "ConvTranspose"])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("opset", [9, 13, 21])
+@pytest.mark.parametrize("opset", [9, 21])
 def test_every_consumer_takes_the_constant(
     sketch: Any, pruning: Any, extents: Any, consumer: str, opset: int, *, bias: bool
 ) -> None:
@@ -392,8 +394,7 @@ def test_absorption_into_a_bias_that_others_read(
 
 
 @pytest.mark.parametrize("scale", [[], ["c"]], ids=["per tensor", "per axis"])
-@pytest.mark.parametrize("opset", [13, 19, 21, 23])
-@pytest.mark.parametrize("zero_point", [0, 3])
+@pytest.mark.parametrize(("opset", "zero_point"), [(13, 0), (13, 3), (21, 3), (23, 3)])
 def test_quantised_activations(
     sketch: Any, pruning: Any, extents: Any, scale: list[str], opset: int, zero_point: int
 ) -> None:
@@ -484,3 +485,131 @@ def test_dequantised_weight_without_a_bias_takes_a_constant(
     a = s.add("Add", a, s.whole([c, 1, 1]))
     y = s.add("Conv", a, s.add("DequantizeLinear", weight, s.constant(0.5)), name="second")
     pruning.check(s.model(y), widths={"first": c})
+
+
+@pytest.mark.parametrize("extents", ["distinct"], indirect=True)
+@pytest.mark.parametrize(
+    "operator", [*sorted(LEAVES), "Clip", "Cast", "IsNaN", "IsInf", "Greater and Not"]
+)
+def test_what_is_not_known_stays_unknown(
+    sketch: Any, pruning: Any, extents: Any, operator: str
+) -> None:
+    """Behind a number that is fed at run time no operator makes a constant again."""
+    s = sketch(20)
+    shift = s.input([extents.batch, 1, 1, 1], "shift")
+
+    def middle(a: str) -> str:
+        a = s.add("Add", a, shift)
+        if operator == "Clip":
+            return str(s.add("Clip", a, s.constant(-1.0), s.constant(2.0)))
+        if operator == "Cast":
+            a = s.add("Cast", a, to=TensorProto.INT32)
+        elif operator in {"IsNaN", "IsInf"}:
+            a = s.add(operator, a)
+        elif operator == "Greater and Not":
+            a = s.add("Not", s.add("Greater", a, s.constant(0.0)))
+        else:
+            return str(s.add(operator, a, **LEAVES[operator][0]))
+        return str(s.add("Cast", a, to=TensorProto.FLOAT))
+
+    pruning.check(
+        s.sandwich(extents, middle),
+        widths={},
+        refused={"first": ["Conv 'second'", "not a constant"]},
+    )
+
+
+def test_zero_divided_by_what_becomes_zero_with_it(sketch: Any, pruning: Any, extents: Any) -> None:
+    # Normalised zeros are zeros again: 0 / 0 must not be taken for 0.
+    s = sketch()
+
+    def middle(a: str) -> str:
+        scale = s.constant(np.ones(extents.width))
+        return str(s.add("Div", a, s.add("LayerNormalization", a, scale, axis=-1), name="ratio"))
+
+    pruning.check(s.sandwich(extents, middle), widths={}, refused={"first": "'ratio'"})
+
+
+@pytest.mark.parametrize("consumer", ["Conv", "MatMul"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_weight_in_half_precision_behind_a_cast_takes_a_constant(
+    sketch: Any, pruning: Any, consumer: str, *, bias: bool
+) -> None:
+    # Stored as float16, computed in float32: the new bias is float32.
+    s = sketch()
+    half = {"dtype": np.float16}
+    if consumer == "Conv":
+        a = s.conv(s.input([2, 3, 5, 7]), 3, 6, name="first")
+        w = s.add("Cast", s.whole([4, 6, 1, 1], **half), to=TensorProto.FLOAT)
+    else:
+        a = s.add("MatMul", s.input([2, 3]), s.whole([3, 6]), name="first")
+        w = s.add("Cast", s.whole([6, 4], **half), to=TensorProto.FLOAT)
+    a = s.add("Add", a, s.constant(1.0))
+    if consumer == "Conv":
+        y = s.add("Conv", a, w, *([s.whole([4])] if bias else []), name="second")
+    else:
+        y = s.add("MatMul", a, w, name="second")
+        y = s.add("Add", y, s.whole([4])) if bias else y
+    pruning.check(s.model(y), widths={"first": 6})
+
+
+def test_weight_dequantised_to_half_precision_takes_a_constant(sketch: Any, pruning: Any) -> None:
+    s = sketch(19)
+    half = {"dtype": np.float16}
+    x = s.input([2, 3, 5, 7], kind=TensorProto.FLOAT16)
+    a = s.add("Conv", x, s.whole([6, 3, 1, 1], low=-1, high=1, **half), name="first")
+    a = s.add("Add", a, s.constant(1.0, **half))
+    w = s.add("DequantizeLinear", s.whole([4, 6, 1, 1], dtype=np.int8), s.constant(0.5, **half))
+    pruning.check(s.model(s.add("Conv", a, w, name="second")), widths={"first": 6})
+
+
+def test_quantised_constant_near_the_middle_of_a_step(sketch: Any, pruning: Any) -> None:
+    # In float32 0.35 / 0.1 is 3.5, which is rounded to 4; in float64 it stays below, at 3.
+    s = sketch()
+    step, point = s.constant(0.1), s.constant(0, dtype=np.int8)
+    a = s.add("Add", s.conv(s.input([2, 3, 5, 7]), 3, 6, name="first"), s.constant(0.35))
+    a = s.add("DequantizeLinear", s.add("QuantizeLinear", a, step, point), step, point)
+    model = s.model(s.conv(a, 6, 4, name="second"))
+    pruning.check(model, widths={"first": 6}, tolerance=6 * ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("operator", "keeps"),
+    [
+        ("ReduceMean", True),
+        ("ReduceMax", True),
+        ("ReduceMin", True),
+        ("ReduceSum", False),
+        ("ReduceL1", False),
+        ("ReduceL2", False),
+        ("ReduceSumSquare", False),
+        ("ReduceLogSumExp", False),
+    ],
+)
+@pytest.mark.parametrize(("shift", "keepdims"), [(0.0, 0), (1.0, 0), (1.0, 1)])
+def test_reduction_over_space(
+    sketch: Any,
+    pruning: Any,
+    extents: Any,
+    operator: str,
+    shift: float,
+    keepdims: int,
+    *,
+    keeps: bool,
+) -> None:
+    """Some keep any constant, most keep zero; of the rest it may say that it does not know."""
+    s, c = sketch(18), extents.inner
+    a = s.conv(s.input(extents.image), extents.source, c, name="first")
+    a = s.add("Add", a, s.constant(shift))
+    a = s.add(operator, a, s.constant([2, -1], dtype=np.int64), name="over", keepdims=keepdims)
+    if keepdims:
+        y = s.conv(a, c, extents.outer, name="second")
+    else:
+        y = s.add("Gemm", a, s.whole([c, extents.outer]), name="second")
+    model = s.model(y)
+    if keeps or (shift == 0.0 and operator != "ReduceLogSumExp"):
+        pruning.check(model, widths={"first": c}, tolerance=40 * ROUNDING)
+    elif pruning.case(model).widths:
+        pruning.check(model, tolerance=40 * ROUNDING)
+    else:
+        pruning.check(model, widths={}, refused={"first": ["'second'", "not a constant"]})
