@@ -117,10 +117,10 @@ def _patch(edit: Patch, editor: Editor) -> None:
 
 def _absorb(edit: Absorb, editor: Editor) -> None:
     node = editor.node(edit.node)
-    weight_type = np.asarray(_root(node.inputs[1]).values).dtype
+    dtype = _computing_type(node)
     if node.op == "MatMul":
         # It has no bias: an Add takes its place.
-        bias = editor.constant(f"{node.name}_bias", edit.addition.astype(weight_type))
+        bias = editor.constant(f"{node.name}_bias", edit.addition.astype(dtype))
         editor.insert_behind(node, gs.Node("Add", f"{node.name}_bias", inputs=[bias]))
         return
     bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
@@ -128,7 +128,6 @@ def _absorb(edit: Absorb, editor: Editor) -> None:
         raise PassError(f"the bias of '{edit.node}' is not a constant")
     if bias is None:
         values: NDArray[np.float64] = edit.addition
-        dtype = weight_type if weight_type.kind == "f" else np.dtype(np.float32)
         if node.op == "Gemm":
             editor.set_attributes(node, {"beta": 1.0})
     else:
@@ -141,12 +140,19 @@ def _absorb(edit: Absorb, editor: Editor) -> None:
     editor.set_input(node, 2, editor.constant(hint, values.astype(dtype)))
 
 
+def _computing_type(node: gs.Node) -> np.dtype[np.generic]:
+    """The type that a layer computes in, which need not be the one its weight is stored in."""
+    for tensor in (*node.outputs, node.inputs[0]):
+        if tensor.dtype is not None:
+            return np.dtype(tensor.dtype)
+    stored: np.dtype[np.generic] = np.asarray(_root(node.inputs[1]).values).dtype
+    return stored
+
+
 def multiply_behind(node: str, mask: NDArray[np.float64], editor: Editor) -> None:
     """Multiply the first output of a node by a constant that broadcasts to it."""
     layer = editor.node(node)
-    output = layer.outputs[0]
-    dtype = np.dtype(output.dtype) if output.dtype is not None else np.dtype(np.float32)
-    constant = editor.constant(f"{node}_mask", mask.astype(dtype))
+    constant = editor.constant(f"{node}_mask", mask.astype(_computing_type(layer)))
     editor.insert_behind(layer, gs.Node("Mul", f"{node}_mask", inputs=[constant]))
 
 

@@ -124,7 +124,7 @@ class Editor:
 
     def constant(self, hint: str, values: NDArray[np.generic]) -> gs.Constant:
         """A new initializer holding `values`, named after `hint`."""
-        return gs.Constant(self.tensor_name(hint), np.ascontiguousarray(values))
+        return gs.Constant(self.tensor_name(hint), np.asarray(values, order="C"))
 
     def variable(self, hint: str, like: gs.Tensor | None = None) -> gs.Variable:
         """A new intermediate tensor, of the dtype of `like`."""

@@ -73,6 +73,13 @@ def shapes_at(model: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> Sha
 def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except Exception:  # noqa: BLE001, S110  (onnx raises several types; the second try reports)
+        pass
+    try:
+        # Operators that are functions (GroupNormalization) are only looked into with type checks.
+        return onnx.shape_inference.infer_shapes(
+            model, check_type=True, strict_mode=True, data_prop=True
+        )
     except Exception as error:
         raise ModelError(f"shape inference fails: {' '.join(str(error).split())[:300]}") from error
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcompress.analyse.coupling.result import Coupling, Group
+from onnxcompress.analyse.coupling.result import Coupling
 from onnxcompress.analyse.facts import Facts
 from onnxcompress_passes.channel_scores import CRITERIA, Criterion, Question
 
@@ -109,15 +109,17 @@ def removal_sequence(facts: Facts, coupling: Coupling, ranking: Ranking) -> Remo
     groups = coupling.groups
     if ranking.per_step == 0:
         scores = score({})
+        kept = _always_kept(coupling, scores)
         ranked = [
             (float(scores[group.name][channel]), at, channel)
             for at, group in enumerate(groups)
-            for channel in set(range(group.width)) - _always_kept(group, scores[group.name])
+            for channel in range(group.width)
+            if (group.name, channel) not in kept
         ]
         return tuple((groups[at].name, channel) for _, at, channel in sorted(ranked))
     sequence: list[tuple[str, int]] = []
     removed: dict[str, list[int]] = {group.name: [] for group in groups}
-    while picked := _next(groups, score(removed), removed, ranking):
+    while picked := _next(coupling, score(removed), removed, ranking):
         for name, channel in picked:
             removed[name].append(channel)
         sequence += picked
@@ -129,44 +131,48 @@ def order_within(sequence: Removals, group: str) -> tuple[int, ...]:
     return tuple(channel for name, channel in sequence if name == group)
 
 
-def _always_kept(group: Group, scores: Array) -> set[int]:
-    """The best channel of every set of which one has to stay, and of the group itself."""
-    kept: set[int] = set()
-    for cover in (*sorted(group.covers, key=len), tuple(range(group.width))):
-        if not kept & set(cover):
-            kept.add(max(cover, key=lambda c: (scores[c], -c)))
+def _covers(coupling: Coupling) -> list[tuple[tuple[str, int], ...]]:
+    """Sets of (group, channel) of which one has to stay, small ones first."""
+    found = [tuple((g.name, c) for c in cover) for g in coupling.groups for cover in g.covers]
+    found += [tuple((g.name, c) for c in range(g.width)) for g in coupling.groups]
+    return sorted([*found, *coupling.joint_covers], key=len)
+
+
+def _always_kept(coupling: Coupling, scores: Mapping[str, Array]) -> set[tuple[str, int]]:
+    """The best channel of every set of which one has to stay."""
+    kept: set[tuple[str, int]] = set()
+    for cover in _covers(coupling):
+        if kept.isdisjoint(cover):
+            kept.add(max(cover, key=lambda c: (scores[c[0]][c[1]], c[0], -c[1])))
     return kept
 
 
-def _candidates(group: Group, gone: Sequence[int]) -> list[int]:
-    """Channels that may go next without emptying anything."""
-    left = set(range(group.width)) - set(gone)
-    if len(left) == 1:
-        return []
-    needed = {next(iter(set(c) & left)) for c in group.covers if len(set(c) & left) == 1}
-    return sorted(left - needed)
-
-
 def _next(
-    groups: Sequence[Group],
+    coupling: Coupling,
     scores: Mapping[str, Array],
-    gone: Mapping[str, list[int]],
+    removed: Mapping[str, list[int]],
     ranking: Ranking,
 ) -> list[tuple[str, int]]:
     """The least important channels of all groups together, or of each group, for one step."""
-    batches = [[g] for g in groups] if ranking.scope == "layer" else [list(groups)]
+    covers = _covers(coupling)
+    gone = {(name, channel) for name, channels in removed.items() for channel in channels}
+    names = [group.name for group in coupling.groups]
+    batches = [[name] for name in names] if ranking.scope == "layer" else [names]
     picked: list[tuple[str, int]] = []
     for batch in batches:
-        taken: dict[str, list[int]] = {g.name: list(gone[g.name]) for g in batch}
-        for _ in range(ranking.per_step):
-            offers = [
-                (float(scores[g.name][c]), at, c)
-                for at, g in enumerate(batch)
-                for c in _candidates(g, taken[g.name])
-            ]
-            if not offers:
+        order = sorted(
+            (float(score), names.index(name), channel)
+            for name in batch
+            for channel, score in enumerate(scores[name].tolist())
+            if (name, channel) not in gone
+        )
+        count = 0
+        for _, at, channel in order:
+            one = (names[at], channel)
+            if count == ranking.per_step:
                 break
-            _, at, channel = min(offers)
-            taken[batch[at].name].append(channel)
-            picked.append((batch[at].name, channel))
+            if all(one not in cover or set(cover) - gone - {one} for cover in covers):
+                gone.add(one)
+                picked.append(one)
+                count += 1
     return picked

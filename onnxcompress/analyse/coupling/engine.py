@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -13,12 +13,14 @@ from onnxcompress.analyse.coupling.execute import NodeRunner
 from onnxcompress.analyse.coupling.flow import FIXED, Flow, Ids
 from onnxcompress.analyse.coupling.result import Coupling, Group, Lane
 from onnxcompress.analyse.coupling.rules.table import rule_for
-from onnxcompress.analyse.coupling.run_time_sizes import refuse_sizes_that_do_not_follow
 from onnxcompress.analyse.coupling.shuffles import Shuffle, find_shuffles
+from onnxcompress.analyse.coupling.size_checks import refuse_sizes_that_do_not_follow
 from onnxcompress.analyse.coupling.tracer import Tracer, describe
-from onnxcompress.analyse.shapes import observe
+from onnxcompress.analyse.shapes import observe, shapes_for
+from onnxcompress.errors import ModelError
 from onnxcompress.graph.infer import element_types
 from onnxcompress.graph.view import GraphView
+from onnxcompress.runtime import Array
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
@@ -52,7 +54,7 @@ def couple(
     Raises:
         ModelError: the model does not run at these sizes.
     """
-    shapes, observed = _complete(view, sizes, shapes)
+    shapes, observed = _at_two_samples(view, sizes) or _complete(view, sizes, shapes)
     with NodeRunner(view.model) as runner:
         tracer = Tracer(view, shapes, element_types(view.model), observed, runner)
         for node in view.model.graph.node:
@@ -66,7 +68,7 @@ def couple(
 
 def _complete(
     view: GraphView, sizes: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[dict[str, tuple[int, ...]], dict[str, np.ndarray]]:
+) -> tuple[dict[str, tuple[int, ...]], dict[str, Array]]:
     """All shapes, and the values of what decides at run time where data goes, from one real run."""
     wanted, parameters = [], []
     for node in view.model.graph.node:
@@ -77,6 +79,29 @@ def _complete(
     values = observe(view.model, sizes, names) if names else {}
     found = {name: tuple(map(int, value.shape)) for name, value in values.items()}
     return {**shapes, **found}, {name: values[name] for name in parameters}
+
+
+def _at_two_samples(
+    view: GraphView, sizes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, Array]] | None:
+    """The same for a batch of two, where the batch is free: a single sample hides what mixes them.
+
+    None where the batch is fixed, in the interface or by some node inside.
+    """
+    free = {
+        value.name
+        for value in view.model.graph.input
+        if value.name in sizes
+        and sizes[value.name][:1] == (1,)
+        and not value.type.tensor_type.shape.dim[0].HasField("dim_value")
+    }
+    if not free:
+        return None
+    double = {name: (2, *size[1:]) if name in free else size for name, size in sizes.items()}
+    try:
+        return _complete(view, double, shapes_for(view.model, double))
+    except ModelError:
+        return None
 
 
 def _trace(node: onnx.NodeProto, tracer: Tracer) -> None:
@@ -124,12 +149,13 @@ def _result(tracer: Tracer, shuffles: dict[str, Shuffle]) -> Coupling:
     }
     cut = {name: lane for name, lane in cut.items() if lane.classes.any()}
     groups = _groups(tracer, producers, cut)
+    joint = _joint_covers(groups, cut)
     refusals = dict(tracer.refusals)
     for name, tensor in producers.items():
         if tensor not in cut:
             first = int(lanes[tensor].classes[0])
             refusals[name] = blocked.get(first, "its channels cannot be cut")
-    return Coupling(groups, refusals, cut, producers, blocked, shuffles, tracer.shapes)
+    return Coupling(groups, refusals, cut, producers, joint, blocked, shuffles, tracer.shapes)
 
 
 def _lane(name: str, flow: Flow, tracer: Tracer) -> Lane:
@@ -191,6 +217,21 @@ def _groups(
         _group(tracer, names, tuple(channels[root]), tensors[root], lanes)
         for root, names in makers.items()
     )
+
+
+def _joint_covers(
+    groups: Sequence[Group], lanes: Mapping[str, Lane]
+) -> tuple[tuple[tuple[str, int], ...], ...]:
+    """Sets of channels of several groups of which one has to stay: a part of a concatenation."""
+    place = {c: (g.name, at) for g in groups for at, c in enumerate(g.channels)}
+    own = [frozenset(g.channels[at] for at in cover) for g in groups for cover in g.covers]
+    found: dict[frozenset[int], None] = {}
+    for lane in lanes.values():
+        classes = frozenset(np.unique(lane.classes).tolist())
+        several = FIXED not in classes and len({place[c][0] for c in classes if c in place}) > 1
+        if several and classes <= set(place) and not any(cover <= classes for cover in own):
+            found.setdefault(classes)
+    return tuple(tuple(place[c] for c in sorted(classes)) for classes in found)
 
 
 def _group(

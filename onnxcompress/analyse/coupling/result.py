@@ -70,6 +70,8 @@ class Coupling:
         refusals: for every layer with channels that cannot be cut at all, the reason.
         lanes: tensor by tensor, where channels lie; only of tensors with channels that may go.
         producers: output tensor of every layer that makes channels.
+        joint_covers: sets of (group, channel) of which one at least has to stay, too: parts of
+            concatenations.
         reasons: why classes that are not in a group must stay.
         shuffles: chains of nodes that only permute channels, by their first node.
         shapes: shape of every tensor at the representative sizes.
@@ -79,6 +81,7 @@ class Coupling:
     refusals: Mapping[str, str]
     lanes: Mapping[str, Lane]
     producers: Mapping[str, str]
+    joint_covers: tuple[tuple[tuple[str, int], ...], ...]
     reasons: Mapping[int, str] = field(repr=False)
     shuffles: Mapping[str, Shuffle] = field(repr=False)
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
@@ -119,6 +122,10 @@ class Coupling:
                 if set(cover) <= set(channels):
                     raise PassError(f"nothing would be left of a tensor of group '{name}'")
             found.update(group.channels[c] for c in channels)
+        for joint in self.joint_covers:
+            if all(channel in removed.get(name, ()) for name, channel in joint):
+                names = ", ".join(f"'{n}'" for n in dict.fromkeys(name for name, _ in joint))
+                raise PassError(f"nothing would be left of a tensor of the groups {names}")
         return frozenset(found)
 
     def zeroed(self, classes: Collection[int]) -> dict[str, tuple[int, NDArray[np.intp]]]:

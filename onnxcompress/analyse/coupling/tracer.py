@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,6 +72,9 @@ class Tracer:
     def put(self, node: onnx.NodeProto, flow: Flow | None, output: int = 0) -> None:
         """Say what flows out of a node."""
         if flow is None or not flow.tracked or output >= len(node.output):
+            return
+        if not flow.shape:
+            self.block(flow, f"{describe(node)} makes one number of all channels")
             return
         name = node.output[output]
         if name:
@@ -143,6 +146,13 @@ class Tracer:
         """Leave a layer alone, with everything that flows into it."""
         self.refusals[node.name] = reason
         self.block_inputs(node, f"{describe(node)}: {reason}")
+
+    def block_if_used(self, node: onnx.NodeProto, flow: Flow, outputs: Iterable[int]) -> None:
+        """Block what flows into a node if somebody reads outputs that are not followed."""
+        visible = self.view.captured | set(self.view.outputs)
+        for name in (node.output[at] for at in outputs if at < len(node.output)):
+            if name and (self.view.uses(name) or name in visible):
+                self.block(flow, f"'{name}' of {describe(node)} is not followed")
 
     def block_inputs(self, node: onnx.NodeProto, reason: str, inputs: Sequence[int] = ()) -> None:
         """Block what flows into a node, or into some of its inputs."""

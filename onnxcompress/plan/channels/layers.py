@@ -71,7 +71,7 @@ def dense(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
 def normalisation(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     """BatchNormalization, InstanceNormalization: vectors with one entry per channel."""
     lane = at.lane(node.output[0])
-    if lane is not None:
+    if lane is not None and lane.axis == 1:
         for index in range(1, len(node.input)):
             yield Cut(node.name, index, {0: at.kept(lane)})
 

@@ -123,9 +123,7 @@ def sized(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     lane = at.lane(node.output[0])
     if lane is None or len(node.input) <= index or not node.input[index]:
         return
-    elements = trace_sizes(at.view, node.input[index])
-    if elements is None:
-        return
+    elements = trace_sizes(at.view, node.input[index], at.coupling.shapes)
     position = _position(node, at, lane, len(elements))
     element = elements[position] if 0 <= position < len(elements) else None
     leave = {"Reshape": {-1}, "Expand": {1}}.get(node.op_type, set())

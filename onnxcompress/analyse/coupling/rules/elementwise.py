@@ -101,13 +101,14 @@ def unary(node: onnx.NodeProto, tracer: Tracer) -> None:
         tracer.block_inputs(node, f"it sets a parameter of {describe(node)}")
         return
     tracer.block_inputs(node, f"it sets a parameter of {describe(node)}", range(1, 99))
+    tracer.block_if_used(node, flow, range(1, len(node.output)))
     if any(name and tracer.constant(name) is None for name in node.input[1:]):
         values = np.full_like(flow.values, UNKNOWN)
     elif node.op_type in {"Identity", "Dropout"}:
         values = flow.values
     else:
-        parameters = [tracer.constant(name) for name in node.input[1:]]
-        values = _run(node, tracer, [flow.values, *parameters])
+        parameters = [tracer.constant(name) if name else None for name in node.input[1:]]
+        values = run_on_values(node, tracer, [flow.values, *parameters])
         _demand_finite(node, tracer, flow, values, np.isfinite(flow.values))
     tracer.put(node, Flow(flow.shape, flow.ids, values))
 
@@ -125,7 +126,8 @@ def broadcasting(node: onnx.NodeProto, tracer: Tracer) -> None:
     flow = make_flow(shape, ids, values)
     _demand_finite(node, tracer, flow, values, finite)
     if node.op_type == "Div":
-        below, met = np.broadcast_arrays(known[1] == 0.0, ids)
+        own = _is_own(operands[1], ids, tracer)
+        below, met = np.broadcast_arrays((known[1] == 0.0) | (np.isnan(known[1]) & own), ids)
         tracer.channels.block(met[below], f"{describe(node)} divides by it")
     tracer.put(node, flow)
 
@@ -185,39 +187,59 @@ def _known(
         return np.full((1,) * len(extents), UNKNOWN)
     if not isinstance(one, Flow):
         return as_wide(one)
-    mine, theirs, values = np.broadcast_arrays(one.ids, ids, one.values)
-    same = tracer.channels.roots(mine) == tracer.channels.roots(theirs)
-    return np.where(same, values, UNKNOWN)
+    values = np.broadcast_arrays(one.ids, ids, one.values)[2]
+    return np.where(_is_own(operand, ids, tracer), values, UNKNOWN)
+
+
+def _is_own(
+    operand: tuple[tuple[int, ...], Flow | Array | None], ids: NDArray[np.int64], tracer: Tracer
+) -> NDArray[np.bool_]:
+    """Where the operand's element is of the very channel that the result's element is of."""
+    if not isinstance(operand[1], Flow):
+        return np.zeros((1,) * len(operand[0]), dtype=bool)
+    mine, theirs = np.broadcast_arrays(operand[1].ids, ids)
+    roots = tracer.channels.roots
+    return np.asarray((roots(mine) == roots(theirs)) & (mine != FIXED))
 
 
 def _values(node: onnx.NodeProto, tracer: Tracer, known: list[Values]) -> Values:
     unknown = np.logical_or.reduce(np.broadcast_arrays(*[np.isnan(v) for v in known]))
     filled = [np.where(np.isnan(v), 1.0, v) for v in known]
-    values = np.where(unknown, UNKNOWN, _run(node, tracer, filled))
+    values = np.where(unknown, UNKNOWN, run_on_values(node, tracer, filled))
     if node.op_type in {"Mul", "And"}:
         zero = np.logical_or.reduce(np.broadcast_arrays(*[v == 0.0 for v in known]))
         values = np.where(zero, 0.0, values)
     elif node.op_type == "Div":
-        zero = np.broadcast_arrays(known[0] == 0.0, values)[0]
-        denominator = np.broadcast_arrays(np.isnan(known[1]), values)[0]
-        values = np.where(zero & denominator, 0.0, values)
+        # What it is divided by is taken to be anything but zero, unless it is the same channel's.
+        zero = np.broadcast_arrays((known[0] == 0.0) & np.isnan(known[1]), values)[0]
+        values = np.where(zero, 0.0, values)
     elif node.op_type == "PRelu":
         values = np.where(np.broadcast_arrays(known[0] == 0.0, values)[0], 0.0, values)
     return values
 
 
-def _run(node: onnx.NodeProto, tracer: Tracer, operands: Sequence[Array | None]) -> Values:
-    """The operator on values, in the type that the model computes in."""
+def run_on_values(node: onnx.NodeProto, tracer: Tracer, operands: Sequence[Array | None]) -> Values:
+    """The operator on values, in the types that the model computes in.
+
+    What is unknown in the first operand stays unknown, whatever the kernel makes of NaN.
+    """
+    unknown = operands[0] is not None and np.isnan(as_wide(operands[0]))
+    operands = [None if v is None else _numbers(v) for v in operands]
     typed = [
         None if v is None else v.astype(_dtype(node, i, tracer)) for i, v in enumerate(operands)
     ]
     try:
         with np.errstate(all="ignore"):
-            return as_wide(tracer.runner.run(node, typed)[0])
+            found = as_wide(tracer.runner.run(node, typed)[0])
     except ModelError:
         # No kernel for it by itself: nothing is known about the result.
         present = [v for v in operands if v is not None]
         return np.full(np.broadcast_shapes(*[v.shape for v in present]), UNKNOWN)
+    return np.where(unknown, UNKNOWN, found)
+
+
+def _numbers(values: Array) -> Array:
+    return np.where(np.isnan(values), 0.0, values) if values.dtype.kind == "f" else values
 
 
 def _dtype(node: onnx.NodeProto, index: int, tracer: Tracer) -> np.dtype[np.generic]:

@@ -99,6 +99,12 @@ def absorb(node: onnx.NodeProto, tracer: Tracer, ids: Ids, values: Values, *, bo
         ids[np.isnan(values)],
         f"when it is zero, what reaches {describe(node)} is not a constant",
     )
+    bias = operand(node, 2) if node.op_type != "MatMul" else ""
+    if bias and not tracer.view.is_constant(bias):
+        tracer.channels.block(
+            ids[np.nan_to_num(values) != 0.0],
+            f"when it is zero, a constant is left that the bias of {describe(node)} cannot take",
+        )
     if border:
         tracer.channels.block(
             ids[np.nan_to_num(values) != 0.0],

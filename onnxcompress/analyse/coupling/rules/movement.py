@@ -28,13 +28,14 @@ def concat(node: onnx.NodeProto, tracer: Tracer) -> None:
     """Constants that are joined on become channels of their own, so that they can be cut, too."""
     rank = len(tracer.shape(node.output[0]))
     axis = integer(node, "axis", 1) % rank
-    flows = [_part(name, axis, tracer) for name in node.input]
+    given = [flow for name in node.input if (flow := tracer.flow(name)) is not None]
+    flows = [_part(name, axis, given, tracer) for name in node.input]
     if not any(flow.tracked for flow in flows):
         return
     _move(node, tracer, flows, [], [axis])
 
 
-def _part(name: str, axis: int, tracer: Tracer) -> Flow:
+def _part(name: str, axis: int, given: Sequence[Flow], tracer: Tracer) -> Flow:
     flow, shape = tracer.flow(name), tracer.shape(name)
     if flow is not None:
         return flow
@@ -42,6 +43,9 @@ def _part(name: str, axis: int, tracer: Tracer) -> Flow:
     constant = tracer.constant(name)
     if constant is None or constant.dtype.kind != "f":
         return Flow(shape, np.full(ones, FIXED), np.full(ones, UNKNOWN))
+    if given and all(axis not in flow.varying for flow in given):
+        # Joined along another axis: its channels are those of the others.
+        return make_flow(shape, given[0].ids, as_wide(constant))
     lined = [1] * len(shape)
     lined[axis] = shape[axis]
     return make_flow(shape, tracer.channels.fresh(shape[axis]).reshape(lined), as_wide(constant))
@@ -110,10 +114,12 @@ def gather(node: onnx.NodeProto, tracer: Tracer) -> None:
 
 def depth_to_space(node: onnx.NodeProto, tracer: Tracer) -> None:
     """Channels go in space: those that end in one output channel go together."""
+    undecided = len(tracer.spread)
     moved(node, tracer)
     flow = tracer.flow(node.output[0])
     if flow is not None:
-        tracer.spread.pop()
+        # Which axis carries is no question here: positions in space cannot be cut.
+        del tracer.spread[undecided:]
         tracer.put(node, tracer.carry(node, flow, 1))
 
 

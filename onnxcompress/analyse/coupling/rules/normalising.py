@@ -1,4 +1,4 @@
-"""Normalisations with constant parameters, and the pair of quantise and dequantise."""
+"""Normalisations with constant parameters, and quantisation."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import numpy as np
 import onnx
 
 from onnxcompress.analyse.coupling.execute import as_wide
-from onnxcompress.analyse.coupling.flow import UNKNOWN, Flow, Values, make_flow
+from onnxcompress.analyse.coupling.flow import UNKNOWN, Flow, Values, expand, make_flow
+from onnxcompress.analyse.coupling.rules.elementwise import run_on_values
 from onnxcompress.analyse.coupling.tracer import (
     Tracer,
     attribute,
     describe,
     integer,
-    operand,
 )
 
 
@@ -24,7 +24,6 @@ def batch_norm(node: onnx.NodeProto, tracer: Tracer) -> None:
     if any(node.output[1:]) or integer(node, "training_mode", 0):
         tracer.block(flow, f"{describe(node)} is in training mode")
         return
-    flow = tracer.carry(node, flow, 1)
     scale, bias, mean, var = (
         _lined(as_wide(tracer.view.array(name)), flow) for name in node.input[1:5]
     )
@@ -66,6 +65,7 @@ def layer_norm(node: onnx.NodeProto, tracer: Tracer) -> None:
     flow = _parameterised(node, tracer)
     if flow is None:
         return
+    tracer.block_if_used(node, flow, range(1, len(node.output)))
     for axis in range(integer(node, "axis", -1) % len(flow.shape), len(flow.shape)):
         flow = tracer.fold(node, flow, axis)
     tracer.put(node, make_flow(flow.shape, flow.ids, np.full_like(flow.values, UNKNOWN)))
@@ -76,56 +76,21 @@ def local_response_norm(node: onnx.NodeProto, tracer: Tracer) -> None:
     tracer.block_inputs(node, f"{describe(node)} works across channels")
 
 
-def quantise(node: onnx.NodeProto, tracer: Tracer) -> None:
-    """Q = saturate(round(x / scale) + zero point); x may be quantised per axis."""
-    flow, scale, zero = _quantisation(node, tracer)
-    if flow is None:
-        return
-    low, high = _range(node, tracer)
-    values = np.clip(np.rint(flow.values / scale) + zero, low, high)
-    tracer.put(node, make_flow(flow.shape, flow.ids, values))
-
-
-def dequantise(node: onnx.NodeProto, tracer: Tracer) -> None:
-    """X = (q - zero point) scale."""
-    flow, scale, zero = _quantisation(node, tracer)
-    if flow is not None:
-        tracer.put(node, make_flow(flow.shape, flow.ids, (flow.values - zero) * scale))
-
-
-def _quantisation(node: onnx.NodeProto, tracer: Tracer) -> tuple[Flow | None, Values, Values]:
-    nothing = np.zeros(())
+def quantisation(node: onnx.NodeProto, tracer: Tracer) -> None:
+    """QuantizeLinear and DequantizeLinear, per tensor or per axis: run on the values."""
     flow = _parameterised(node, tracer)
     if flow is None:
-        return None, nothing, nothing
+        return
     if attribute(node, "block_size"):
         tracer.block(flow, f"{describe(node)} quantises block by block")
-        return None, nothing, nothing
-    scale = as_wide(tracer.view.array(node.input[1]))
-    zero = as_wide(tracer.view.array(operand(node, 2))) if operand(node, 2) else np.zeros(())
-    if scale.size > 1:
+        return
+    parameters = [tracer.view.array(name) if name else None for name in node.input[1:]]
+    values = flow.values
+    if parameters[0] is not None and parameters[0].size > 1:
         axis = integer(node, "axis", 1) % len(flow.shape)
-        flow = tracer.carry(node, flow, axis)
-        scale, zero = (
-            _lined(np.broadcast_to(np.ravel(one), scale.size), flow, axis) for one in (scale, zero)
-        )
-    return flow, scale.reshape(scale.shape or ()), zero
-
-
-def _range(node: onnx.NodeProto, tracer: Tracer) -> tuple[float, float]:
-    kind = tracer.types.get(node.output[0], onnx.TensorProto.UINT8)
-    ranges: dict[int, tuple[int, int]] = {
-        onnx.TensorProto.INT8: (-128, 127),
-        onnx.TensorProto.UINT8: (0, 255),
-        onnx.TensorProto.INT16: (-32768, 32767),
-        onnx.TensorProto.UINT16: (0, 65535),
-        onnx.TensorProto.INT4: (-8, 7),
-        onnx.TensorProto.UINT4: (0, 15),
-    }
-    if kind not in ranges:
-        return UNKNOWN, UNKNOWN
-    low, high = ranges[kind]
-    return float(low), float(high)
+        values = expand(values, flow.shape, [axis])
+    values = run_on_values(node, tracer, [values, *parameters])
+    tracer.put(node, make_flow(flow.shape, flow.ids, values))
 
 
 def _parameterised(node: onnx.NodeProto, tracer: Tracer) -> Flow | None:

@@ -29,6 +29,8 @@ def pad(node: onnx.NodeProto, tracer: Tracer) -> None:
         if (before, after) == (0, 0):
             continue
         if axis not in flow.varying:
+            if values.shape[axis] > 1:
+                values = np.full([1] * values.ndim, UNKNOWN)
             if mode == "constant" and (before > 0 or after > 0):
                 values = np.where(values == fill, values, UNKNOWN)
             continue

@@ -1,1 +1,0 @@
-"""Moved to onnxcompress.plan.channels."""

@@ -1,7 +1,0 @@
-"""Moved."""
-
-import sys as _s
-
-from onnxcompress.plan.channels import layers as _m
-
-_s.modules[__name__] = _m
