@@ -228,7 +228,11 @@ def _is_graph_field(target: ast.expr) -> bool:
 
 def test_only_the_editor_writes_graphs(engine, passes):
     """Elsewhere graphsurgeon is a vocabulary: types to look at, and new nodes to hand over."""
-    allowed = {"load/source.py": {"export_onnx"}, "graph/editing.py": {"Node"}, "graph/branch_removal.py": {"Node"}}
+    allowed = {
+        "load/source.py": {"export_onnx"},
+        "graph/editing.py": {"Node"},
+        "graph/branch_removal.py": {"Node"},
+    }
     for path, tree in engine.items():
         if path not in EDITING and _imports(tree, "onnx_graphsurgeon"):
             assert _graph_calls(tree) <= allowed.get(path, set()), path

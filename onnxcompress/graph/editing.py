@@ -142,11 +142,13 @@ def _absorb(edit: Absorb, editor: Editor) -> None:
 
 def _computing_type(node: gs.Node) -> np.dtype[np.generic]:
     """The type that a layer computes in, which need not be the one its weight is stored in."""
-    for tensor in (*node.outputs, node.inputs[0]):
-        if tensor.dtype is not None:
-            return np.dtype(tensor.dtype)
-    stored: np.dtype[np.generic] = np.asarray(_root(node.inputs[1]).values).dtype
-    return stored
+    known = [t.dtype for t in (*node.outputs, node.inputs[0]) if t.dtype is not None]
+    dtype: np.dtype[np.generic] = np.dtype(known[0]) if known else _stored_type(node)
+    return dtype
+
+
+def _stored_type(node: gs.Node) -> np.dtype[np.generic]:
+    return np.asarray(_root(node.inputs[1]).values).dtype
 
 
 def multiply_behind(node: str, mask: NDArray[np.float64], editor: Editor) -> None:

@@ -54,9 +54,11 @@ def couple(
     Raises:
         ModelError: the model does not run at these sizes.
     """
-    shapes, observed = _at_two_samples(view, sizes) or _complete(view, sizes, shapes)
+    double = _at_two_samples(view, sizes)
+    shapes, observed = double or _complete(view, sizes, shapes)
     with NodeRunner(view.model) as runner:
-        tracer = Tracer(view, shapes, element_types(view.model), observed, runner)
+        types = element_types(view.model)
+        tracer = Tracer(view, shapes, types, observed, runner, free_batch=double is not None)
         for node in view.model.graph.node:
             _trace(node, tracer)
         _block_what_is_visible(tracer)

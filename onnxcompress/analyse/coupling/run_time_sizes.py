@@ -68,6 +68,9 @@ _SAME = frozenset({"Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatt
 SIZE_OPERANDS = {"Reshape": 1, "Expand": 1, "Tile": 1, "Resize": 3}
 """Operators whose output extents are given by an operand, and which one."""
 
+MOVES = _SAME | {"Gather", "Slice"}
+"""Operators that hand on elements of their first operand."""
+
 ARITHMETIC = frozenset(
     {"Add", "Sub", "Mul", "Div", "Mod", "Max", "Min", "Floor", "Ceil", "Round", "Neg", "Abs"}
     | {"Sqrt", "Pow", "Equal", "Where", "Gather", "Slice", "Concat"}

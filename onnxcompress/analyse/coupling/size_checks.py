@@ -10,6 +10,7 @@ import onnx
 
 from onnxcompress.analyse.coupling.flow import FIXED, Flow, Ids
 from onnxcompress.analyse.coupling.run_time_sizes import (
+    MOVES,
     SIZE_OPERANDS,
     Element,
     Extent,
@@ -37,10 +38,12 @@ def refuse_sizes_that_do_not_follow(tracer: Tracer, shuffles: Mapping[str, Shuff
             if index == operand and flow is not None:
                 _check(node, name, flow, tracer)
             elif name in sizes and not _hands_on(node, sizes):
-                _hold(name, f"{describe(node)} computes with the number of channels", tracer)
+                _hold(name, f"{describe(node)} computes with its size", tracer)
     for name in (*tracer.view.outputs, *sorted(tracer.view.captured)):
         if name in sizes:
-            _hold(name, f"the graph's output '{name}' counts its channels", tracer)
+            _hold(
+                name, f"'{name}', an output of the graph or read by a subgraph, is its size", tracer
+            )
 
 
 def _derived(tracer: Tracer) -> set[str]:
@@ -50,8 +53,9 @@ def _derived(tracer: Tracer) -> set[str]:
         if node.op_type == "Shape" and tracer.flow(node.input[0]) is not None:
             found.add(node.output[0])
         elif is_size_operator(node) and found & set(node.input):
-            sources = [name for name in node.input if name]
-            if all(name in found or tracer.flow(name) is None for name in sources):
+            # What moves or picks elements makes sizes of sizes only; arithmetic, of sizes and more.
+            moves = node.op_type in MOVES and node.input[0] not in found
+            if not moves and all(tracer.flow(name) is None for name in node.input if name):
                 found.add(node.output[0])
     return found
 

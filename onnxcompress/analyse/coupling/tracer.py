@@ -45,6 +45,7 @@ class Tracer:
         types: element type of every tensor.
         observed: values of tensors that are computed at run time and decide where data goes.
         runner: executes single nodes.
+        free_batch: whether the model takes any number of samples; then there are two of them.
         channels: ids and their classes.
         flows: the flow of every tensor that carries channels.
         grouped: decisions that wait until everything else is united.
@@ -58,6 +59,7 @@ class Tracer:
     types: Mapping[str, int]
     observed: Mapping[str, Array]
     runner: NodeRunner
+    free_batch: bool = False
     channels: Channels = field(default_factory=Channels)
     flows: dict[str, Flow] = field(default_factory=dict)
     grouped: list[GroupedLayer] = field(default_factory=list)

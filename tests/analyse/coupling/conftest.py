@@ -256,6 +256,8 @@ class Pruning:
             )
             for _ in range(draws):
                 found.append({g.name: _spared(g, _some(g, generator), generator) for g in groups})
+        for removed in found:
+            _spare_jointly(case.coupling, removed, generator)
         unique: list[Removed] = []
         for removed in found:
             cut = {name: numbers for name, numbers in removed.items() if numbers}
@@ -320,6 +322,16 @@ def _spared(group: Group, removed: Sequence[int], generator: np.random.Generator
         if set(cover) <= left:
             left.discard(int(generator.choice(cover)))
     return sorted(left)
+
+
+def _spare_jointly(
+    coupling: Coupling, removed: dict[str, list[int]], generator: np.random.Generator
+) -> None:
+    """The same for sets that belong to several groups."""
+    for cover in coupling.joint_covers:
+        if all(number in removed.get(name, []) for name, number in cover):
+            name, number = cover[int(generator.integers(len(cover)))]
+            removed[name].remove(number)
 
 
 def _all_but_one(group: Group, generator: np.random.Generator) -> list[int]:

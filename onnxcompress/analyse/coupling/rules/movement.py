@@ -54,6 +54,12 @@ def _part(name: str, axis: int, given: Sequence[Flow], tracer: Tracer) -> Flow:
 def moved(node: onnx.NodeProto, tracer: Tracer) -> None:
     """Reshape, Flatten, DepthToSpace, SpaceToDepth: they look at all axes."""
     _only(node, tracer, range(len(tracer.shape(node.input[0]))))
+    before, after = tracer.flow(node.input[0]), tracer.flow(node.output[0])
+    if before is None or after is None or not tracer.free_batch:
+        return
+    if 0 in after.varying and 0 not in before.varying:
+        # What meets what would depend on the number of samples.
+        tracer.block(after, f"{describe(node)} mixes samples and channels")
 
 
 def kept(node: onnx.NodeProto, tracer: Tracer) -> None:
