@@ -28,7 +28,7 @@ def inspect_command(
 ) -> None:
     """List every layer of MODEL with its cost and what each pass could do there, or why not.
 
-    Nothing is run and nothing is written.
+    With the channels that have to go together. Nothing is written.
     """
     from onnxcompress.analyse.facts import analyse
     from onnxcompress.analyse.sizes import parse_shape, representative_sizes
@@ -46,7 +46,7 @@ def inspect_command(
         canonical.model, dict(parse_shape(text) for text in shapes), batch=batch
     )
     facts = analyse(canonical.model, sizes)
-    rows = _rows(facts, collect(facts, chosen))
+    rows = _rows(facts, collect(facts, chosen), chosen)
     total = facts.total()
     summary = {
         "model": given.label,
@@ -71,12 +71,21 @@ def inspect_command(
     )
 
 
-def _rows(facts: Any, offers: Any) -> list[dict[str, Any]]:
+def _rows(facts: Any, offers: Any, passes: Any) -> list[dict[str, Any]]:
     from onnxcompress.graph.cost import COUNTED_OPERATORS, activation_bytes
 
+    owners = {owner.name: owner for owner in passes}
+    coupled = _coupled(facts, passes)
     words: dict[str, list[str]] = defaultdict(list)
     for candidates in offers.sites:
-        words[candidates[0].site.node].append(_offer(candidates))
+        site = candidates[0].site
+        text = _offer(candidates, owners[site.pass_name])
+        if owners[site.pass_name].works_together:
+            text += _company(coupled.get(site.node, {}))
+        words[site.node].append(text)
+    for node, found in coupled.items():
+        if "group" in found and found["group"] != node:
+            words[node].append(f"goes with '{found['group']}'")
     offered = frozenset(words)
     for refusal in offers.refusals:
         # Where one pass has an offer, the others' "not my kind of layer" is noise.
@@ -100,13 +109,52 @@ def _rows(facts: Any, offers: Any) -> list[dict[str, Any]]:
                 "params": cost.params,
                 "weight_bytes": cost.weight_bytes,
                 "activation_bytes": activation_bytes(node, shapes, facts.view),
+                "coupling": coupled.get(node.name),
                 "passes": words[node.name] or ["none of the passes asked covers it"],
             }
         )
     return rows
 
 
-def _offer(candidates: Any) -> str:
+def _coupled(facts: Any, passes: Any) -> dict[str, dict[str, Any]]:
+    """By layer: its group with everything that goes along, or why its channels must stay."""
+    from onnxcompress.analyse.facts import Need
+    from onnxcompress.errors import ModelError
+
+    if not any(Need.COUPLING in owner.needs for owner in passes):
+        return {}
+    try:
+        coupling = facts.coupling()
+    except ModelError:
+        # The passes' refusals tell why.
+        return {}
+    found: dict[str, dict[str, Any]] = {
+        node: {"reason": reason} for node, reason in coupling.refusals.items()
+    }
+    for group in coupling.groups:
+        entry = {
+            "group": group.name,
+            "channels": group.width,
+            "producers": list(group.producers),
+            "consumers": list(group.consumers),
+        }
+        found.update(dict.fromkeys(group.producers, entry))
+    return found
+
+
+def _company(found: dict[str, Any]) -> str:
+    """What a group of channels would take along, in words."""
+    if "group" not in found:
+        return ""
+    others = [name for name in found["producers"] if name != found["group"]]
+    text = f"; {found['channels']} channels"
+    if others:
+        more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+        text += " with " + ", ".join(f"'{name}'" for name in others[:2]) + more
+    return text + f", read by {len(found['consumers'])}"
+
+
+def _offer(candidates: Any, owner: Any) -> str:
     """The range on offer and the recommended setting, in words."""
     name = candidates[0].site.pass_name
     before = max(1, candidates[0].before.macs)
@@ -118,9 +166,8 @@ def _offer(candidates: Any) -> str:
         ends = f"MACs x{lossy[0].after.macs / before:.2f}"
     recommended = [c for c in candidates if c.recommended]
     if not recommended:
-        return f"{name}: {ends}; its rule drops nothing"
-    values = recommended[0].to_dict()["setting"]
-    ranks = "x".join(str(v) for v in values.values() if not isinstance(v, bool))
+        return f"{name}: {ends}" + ("" if owner.works_together else "; its rule drops nothing")
     share = recommended[0].after.macs / before
     error = recommended[0].damage
-    return f"{name}: {ends}; its rule takes {ranks} (MACs x{share:.2f}, error {error:.3f})"
+    taken = owner.describe(recommended[0].setting)
+    return f"{name}: {ends}; its rule takes {taken} (MACs x{share:.2f}, error {error:.3f})"

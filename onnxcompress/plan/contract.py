@@ -128,6 +128,11 @@ class Pass(abc.ABC, Generic[S]):
         for candidate in candidates:
             self.rewrite(candidate, edit)
 
+    def describe(self, setting: S) -> str:
+        """A setting in a few words, for tables."""
+        values = dataclasses.asdict(setting).values()  # type: ignore[call-overload]
+        return "x".join(str(value) for value in values if not isinstance(value, bool))
+
     @property
     def works_together(self) -> bool:
         """Whether all candidates are carried out at once, so that they may share nodes."""

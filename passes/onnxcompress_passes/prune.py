@@ -10,18 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxcompress.analyse.branches import Branch, residual_branches
 from onnxcompress.analyse.coupling.result import Coupling, Group
 from onnxcompress.analyse.facts import Facts, Need
-from onnxcompress.errors import ModelError, PassError, UsageError
-from onnxcompress.graph.cost import Cost
+from onnxcompress.errors import ModelError, UsageError
 from onnxcompress.graph.editing import apply_edits
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.view import GraphView
@@ -50,26 +47,22 @@ from onnxcompress_passes.prune_branches import (
     branch_excerpt,
     branch_mean,
     branches,
+    chosen_means,
     force_to_means,
     replace_by_means,
+    staying_channels,
+)
+from onnxcompress_passes.prune_setting import (
+    KeptChannels,
+    dearer,
+    read_setting,
+    removed_channels,
+    widths,
 )
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _RUNGS = 8
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class KeptChannels:
-    """What stays of a group of channels, or of a residual branch.
-
-    Attributes:
-        kept: numbers of the channels that stay within the group, ascending; none at width zero.
-        mean: at width zero, what the branch becomes: one number per channel of its end.
-    """
-
-    kept: tuple[int, ...]
-    mean: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,9 +178,9 @@ class Prune(Pass[KeptChannels]):
                 raise NoCandidate(f"all {group.width} channels stay at channels={self.channels:g}")
             return [offer(count, recommended=True)]
         offers = [offer(0)]
-        for width in _widths(group.width, group.width - len(order), self.round_to):
+        for width in widths(group.width, group.width - len(order), self.round_to):
             rung = offer(group.width - width)
-            if not _dearer(rung.after, offers[-1].after):
+            if not dearer(rung.after, offers[-1].after):
                 offers.append(rung)
         if len(offers) == 1:
             raise NoCandidate(f"{group.width} channels: no smaller width is on offer")
@@ -206,20 +199,20 @@ class Prune(Pass[KeptChannels]):
         """
         edit.claim(self.name)
         coupling = coupling_of(edit)
-        removed = _removed(candidates, coupling)
+        removed = removed_channels(candidates, coupling)
         view = GraphView(edit.model)
         apply_edits(plan_cuts(view, coupling, removed), edit)
         gone = coupling.classes(removed)
-        means = _means(candidates, view, coupling)
-        replace_by_means(edit, [(b, m[_staying(b, m, coupling, gone)]) for b, m in means])
+        means = chosen_means(candidates, view, coupling)
+        replace_by_means(edit, [(b, m[staying_channels(b, m, coupling, gone)]) for b, m in means])
 
     def reference(self, candidates: Sequence[Candidate[KeptChannels]], edit: Editor) -> bool:
         """The original with these channels forced to zero, and these branches to their means."""
         coupling = coupling_of(edit)
-        gone = coupling.classes(_removed(candidates, coupling))
+        gone = coupling.classes(removed_channels(candidates, coupling))
         zero_in(edit, coupling, gone)
-        means = _means(candidates, GraphView(edit.model), coupling)
-        force_to_means(edit, [(b, m * _staying(b, m, coupling, gone)) for b, m in means])
+        means = chosen_means(candidates, GraphView(edit.model), coupling)
+        force_to_means(edit, [(b, m * staying_channels(b, m, coupling, gone)) for b, m in means])
         return True
 
     def excerpts(
@@ -230,27 +223,21 @@ class Prune(Pass[KeptChannels]):
         if branch is not None:
             return branch_excerpt(facts, branch, np.array(candidate.setting.mean))
         coupling = facts.coupling()
-        removed = _removed([candidate], coupling)
+        removed = removed_channels([candidate], coupling)
         edits = plan_cuts(facts.view, coupling, removed)
         return excerpts(facts.view, coupling, coupling.classes(removed), edits, facts.shapes())
 
+    def describe(self, setting: KeptChannels) -> str:
+        """How many channels stay."""
+        return f"{len(setting.kept)} channels" if setting.kept else "the branch's mean"
+
     def load_setting(self, values: dict[str, Any]) -> KeptChannels:
-        """A setting from the plan file: `{"kept": [0, 2, 3], "mean": []}`.
+        """A setting from the plan file.
 
         Raises:
             UsageError: the values do not fit this pass.
         """
-        known = isinstance(values, dict) and {"kept"} <= set(values) <= {"kept", "mean"}
-        kept, mean = (values.get("kept"), values.get("mean", [])) if known else (None, None)
-        if not (
-            isinstance(kept, list)
-            and isinstance(mean, list)
-            and all(type(channel) is int for channel in kept)
-            and all(type(value) in {int, float} and isfinite(value) for value in mean)
-            and bool(kept) != bool(mean)
-        ):
-            raise UsageError(f"setting {str(values)[:200]} does not fit pass '{self.name}'")
-        return KeptChannels(tuple(sorted(set(kept))), tuple(float(value) for value in mean))
+        return read_setting(values)
 
     def _without_branch(self, site: Site, facts: Facts) -> list[Candidate[KeptChannels]]:
         branch = branches(facts)[site.node]
@@ -297,71 +284,6 @@ class Prune(Pass[KeptChannels]):
             kept = -(-(group.width - count) // self.round_to) * self.round_to
             count = max(0, group.width - kept)
         return min(count, most)
-
-
-def _removed(
-    candidates: Sequence[Candidate[KeptChannels]], coupling: Coupling
-) -> dict[str, tuple[int, ...]]:
-    removed = {}
-    for candidate in candidates:
-        if candidate.setting.mean:
-            continue
-        group = coupling.group(candidate.site.node)
-        wrong = [c for c in candidate.setting.kept if not 0 <= c < group.width]
-        if wrong:
-            raise PassError(f"group '{group.name}' has {group.width} channels, not {wrong[0]}")
-        removed[group.name] = tuple(sorted(set(range(group.width)) - set(candidate.setting.kept)))
-    return removed
-
-
-def _dearer(one: Cost, other: Cost) -> bool:
-    """Whether one costs more in any respect: a new bias can outweigh the loss of a channel."""
-    more = (one.macs > other.macs, one.params > other.params)
-    return any(more) or one.weight_bytes > other.weight_bytes
-
-
-def _means(
-    candidates: Sequence[Candidate[KeptChannels]], view: GraphView, coupling: Coupling
-) -> list[tuple[Branch, Array]]:
-    """The branches that go, with what they become."""
-    chosen = {c.site.node: np.array(c.setting.mean) for c in candidates if c.setting.mean}
-    found = []
-    for branch in residual_branches(view, coupling.shapes) if chosen else ():
-        mean = chosen.get(branch.add)
-        if mean is not None and len(mean) == coupling.shapes[branch.tensor][branch.axis]:
-            found.append((branch, mean))
-    best = {b.add: (b, m) for b, m in sorted(found, key=lambda pair: len(pair[0].nodes))}
-    missing = [add for add in chosen if add not in best]
-    if missing:
-        raise PassError(f"there is no residual branch of this width at '{missing[0]}'")
-    return list(best.values())
-
-
-def _staying(
-    branch: Branch, mean: Array, coupling: Coupling, gone: frozenset[int]
-) -> NDArray[np.bool_]:
-    """Which channels of a branch's end stay."""
-    lane = coupling.lanes.get(branch.tensor)
-    staying = np.ones(len(mean), dtype=bool)
-    if lane is not None and lane.axis == branch.axis:
-        staying = ~np.isin(lane.classes, list(gone))
-    return staying
-
-
-def _widths(full: int, least: int, round_to: int) -> list[int]:
-    """Widths on offer below `full`, falling.
-
-    Kernels work in blocks, so widths are multiples: of `round_to`, or of 8 (a divisor of every
-    block that is in use); narrow groups are cut in quarters.
-    """
-    step = round_to or (8 if full >= 16 else max(1, full // 4))
-    widths = [w for w in range(full - 1, max(1, least) - 1, -1) if w % step == 0]
-    if len(widths) <= _RUNGS or round_to:
-        return widths
-    # Spread over the widths evenly, the coarse multiples first: they are on every staircase.
-    coarse = [w for w in widths if w % 16 == 0] or widths
-    wanted = np.linspace(coarse[0], coarse[-1], _RUNGS)
-    return sorted({min(coarse, key=lambda w: abs(w - x)) for x in wanted.tolist()}, reverse=True)
 
 
 def _unfit(group: Group, coupling: Coupling, facts: Facts) -> str:

@@ -12,12 +12,16 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxcompress.analyse.branches import Branch, residual_branches
+from onnxcompress.analyse.coupling.result import Coupling
 from onnxcompress.analyse.facts import Facts
+from onnxcompress.errors import PassError
 from onnxcompress.graph.branch_removal import remove_branch
 from onnxcompress.graph.cost import Cost, tensor_cost
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.extract import extract_nodes
 from onnxcompress.graph.view import GraphView
+from onnxcompress.plan.contract import Candidate
+from onnxcompress_passes.prune_setting import KeptChannels
 
 Array = NDArray[np.float64]
 
@@ -136,3 +140,31 @@ def _dtype(view: GraphView, branch: Branch) -> np.dtype[np.generic]:
             kind = value.type.tensor_type.elem_type
             return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind))
     return np.dtype(np.float32)
+
+
+def chosen_means(
+    candidates: Sequence[Candidate[KeptChannels]], view: GraphView, coupling: Coupling
+) -> list[tuple[Branch, Array]]:
+    """The branches that go, with what they become."""
+    chosen = {c.site.node: np.array(c.setting.mean) for c in candidates if c.setting.mean}
+    found = []
+    for branch in residual_branches(view, coupling.shapes) if chosen else ():
+        mean = chosen.get(branch.add)
+        if mean is not None and len(mean) == coupling.shapes[branch.tensor][branch.axis]:
+            found.append((branch, mean))
+    best = {b.add: (b, m) for b, m in sorted(found, key=lambda pair: len(pair[0].nodes))}
+    missing = [add for add in chosen if add not in best]
+    if missing:
+        raise PassError(f"there is no residual branch of this width at '{missing[0]}'")
+    return list(best.values())
+
+
+def staying_channels(
+    branch: Branch, mean: Array, coupling: Coupling, gone: frozenset[int]
+) -> NDArray[np.bool_]:
+    """Which channels of a branch's end stay."""
+    lane = coupling.lanes.get(branch.tensor)
+    staying = np.ones(len(mean), dtype=bool)
+    if lane is not None and lane.axis == branch.axis:
+        staying = ~np.isin(lane.classes, list(gone))
+    return staying
