@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from onnxcompress.analyse.facts import Facts, Need
@@ -18,7 +18,7 @@ from onnxcompress.analyse.sizes import random_feeds
 from onnxcompress.calibrate.inputs import Inputs
 from onnxcompress.config import Config
 from onnxcompress.errors import ModelError, UsageError
-from onnxcompress.graph.cost import model_cost
+from onnxcompress.graph.cost import Cost, model_cost
 from onnxcompress.graph.digest import model_digest
 from onnxcompress.graph.memo import Memo
 from onnxcompress.latency.interleave import interleaved
@@ -26,12 +26,15 @@ from onnxcompress.latency.table import LatencyTable, LayerTiming, default_table_
 from onnxcompress.load.source import Source
 from onnxcompress.plan.channels.known import remember_coupling
 from onnxcompress.plan.contract import Candidate, Pass, Refusal
+from onnxcompress.plan.counted import for_counted_targets, with_or_without_branches
 from onnxcompress.plan.gate import Key, gate, nothing_to_save
 from onnxcompress.plan.options import Options, collect
 from onnxcompress.plan.plan import Plan, described, read_plan
 from onnxcompress.plan.search import (
     Baseline,
     Choice,
+    Chosen,
+    Sites,
     by_rule,
     for_targets,
     sensitivities,
@@ -46,10 +49,6 @@ from onnxcompress.verify.verdict import Verdict
 
 _TIGHTEN = 0.4
 _STEPS = 20
-_COUNTS = 10
-_CLOSE = 0.005
-"""How far below a counted target a choice may end, as a fraction of the original."""
-
 _UNGATED = "latency gate off: no rewrite was timed, and the result may be slower than the original"
 
 
@@ -199,42 +198,26 @@ class Planner:
         return choice
 
     def _for_targets(self, options: Options, factors: list[float]) -> Choice:
-        """A choice that meets the targets by what is counted on the rewritten graph.
-
-        Savings of candidates that share layers do not add up (both sides of a convolution lose
-        channels), so the choice is carried out, counted, and made again with what was over- or
-        underestimated added to the demand.
-        """
+        """The least damage that meets the targets."""
         targets, baseline = self._config.targets, self._measured_baseline()
-        counted = {kind: value for kind, value in targets.items() if kind in {"macs", "params"}}
-        together = any(self.passes[o[0].site.pass_name].works_together for o in options.sites)
-        slack, best = dict(self._slack), None
-        for _ in range(_COUNTS if counted and together else 1):
-            choice = for_targets(
-                options.sites, targets, baseline, self.timings, factors, slack=slack
+        if not any(self.passes[o[0].site.pass_name].works_together for o in options.sites):
+            return for_targets(
+                options.sites, targets, baseline, self.timings, factors, slack=self._slack
             )
-            if not counted or not together or not choice.chosen:
-                return choice
-            missing = self._missing(choice, counted)
-            if all(amount <= 0.0 for amount in missing.values()):
-                best = choice
-            if all(-_CLOSE * self._total(kind) <= m <= 0.0 for kind, m in missing.items()):
-                break
-            for kind, amount in missing.items():
-                slack[kind] = slack.get(kind, 0.0) + amount
-        return best or choice
 
-    def _missing(self, choice: Choice, counted: Mapping[str, float]) -> dict[str, float]:
-        """By how much a choice, carried out, falls short of each counted target (or exceeds it)."""
-        model = rewrite(self._facts.model, choice.chosen, self.passes, memo=self.memo).model
-        cost = model_cost(model, shapes_for(model, self._facts.sizes))
-        return {
-            kind: getattr(cost, kind) - fraction * self._total(kind)
-            for kind, fraction in counted.items()
-        }
+        def choose(sites: Sites, weights: Sequence[float]) -> Choice:
+            return for_counted_targets(
+                sites, targets, baseline, self.timings, weights, slack=self._slack, count=self._cost
+            )
 
-    def _total(self, kind: str) -> float:
-        return float(getattr(self._facts.total(), kind))
+        if not self._plans_by_data():
+            return choose(options.sites, factors)
+        return with_or_without_branches(options.sites, factors, choose, self._trial)
+
+    def _cost(self, chosen: Chosen) -> Cost:
+        """What the network costs after a choice, counted."""
+        model = rewrite(self._facts.model, chosen, self.passes, memo=self.memo).model
+        return model_cost(model, shapes_for(model, self._facts.sizes))
 
     def _sensitivities(self, options: Options) -> list[float]:
         if self._factors is None:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-import numpy as np
-
 from onnxcompress.analyse.coupling.result import Coupling
 from onnxcompress.errors import PassError, UsageError
 from onnxcompress.graph.cost import Cost
 from onnxcompress.plan.contract import Candidate
 
 _RUNGS = 8
+"""Least number of widths on offer in a group that has as many channels; at most twice that."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,15 @@ def dearer(one: Cost, other: Cost) -> bool:
 def widths(full: int, least: int, round_to: int) -> list[int]:
     """Widths on offer below `full`, falling.
 
-    Kernels work in blocks, so widths are multiples: of `round_to`, or of 8 (a divisor of every
-    block that is in use); narrow groups are cut in quarters.
+    Args:
+        full: the width as it is.
+        least: how many channels have to stay.
+        round_to: offer multiples of this; 0 offers about a dozen widths, even or multiples of a
+            power of two, of which the latency gate keeps the steps that it measures.
     """
-    step = round_to or (8 if full >= 16 else max(1, full // 4))
-    found = [w for w in range(full - 1, max(1, least) - 1, -1) if w % step == 0]
-    if len(found) <= _RUNGS or round_to:
-        return found
-    # Spread over the widths evenly, the coarse multiples first: they are on every staircase.
-    coarse = [w for w in found if w % 16 == 0] or found
-    wanted = np.linspace(coarse[0], coarse[-1], _RUNGS)
-    return sorted({min(coarse, key=lambda w: abs(w - x)) for x in wanted.tolist()}, reverse=True)
+    if round_to:
+        return [w for w in range(full - 1, max(1, least) - 1, -1) if w % round_to == 0]
+    step = 1
+    while full // (2 * step) >= _RUNGS:
+        step *= 2
+    return [w for w in range(full - 1, max(1, least) - 1, -1) if w % step == 0]

@@ -1,0 +1,83 @@
+"""Targets that are counted, met by what is counted on the rewritten graph.
+
+Savings of candidates that share layers do not add up (both sides of a convolution lose channels),
+so a choice is carried out, counted, and made again with what was over- or underestimated added to
+the demand. And damages of unlike rewrites compare badly (a whole branch against a few channels),
+so the choice is made with and without whole branches, and a trial decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from onnxcompress.graph.cost import Cost
+from onnxcompress.latency.table import LayerTiming
+from onnxcompress.plan.gate import Key
+from onnxcompress.plan.search import Baseline, Choice, Chosen, Sites, Trial, for_targets
+
+COUNTED = frozenset({"macs", "params"})
+_COUNTS = 10
+_CLOSE = 0.005
+"""How far below a counted target a choice may end, as a fraction of the original."""
+
+
+def for_counted_targets(
+    sites: Sites,
+    targets: Mapping[str, float],
+    baseline: Baseline,
+    timings: Mapping[Key, LayerTiming],
+    factors: Sequence[float],
+    *,
+    slack: Mapping[str, float],
+    count: Callable[[Chosen], Cost],
+) -> Choice:
+    """Meet the targets with the least damage; MACs and parameters are counted, not added up.
+
+    Args:
+        sites: candidates per site.
+        targets: fraction of the original that may remain, per kind.
+        baseline: what the original costs.
+        timings: measured layer timings; needed for a latency target.
+        factors: how much each site's damage matters.
+        slack: per kind, how much more to save than counted, because a first try fell short.
+        count: carries out a choice and counts what it costs.
+
+    Returns:
+        A choice that meets the targets, as close to the counted ones as was found; or, where none
+        does, the one that saves the most.
+    """
+    counted = {kind: fraction for kind, fraction in targets.items() if kind in COUNTED}
+    more, best = dict(slack), None
+    for _ in range(_COUNTS):
+        choice = for_targets(sites, targets, baseline, timings, factors, slack=more)
+        if not counted or not choice.chosen:
+            return choice
+        cost = count(choice.chosen)
+        missing = {
+            kind: getattr(cost, kind) - fraction * getattr(baseline.cost, kind)
+            for kind, fraction in counted.items()
+        }
+        if all(amount <= 0.0 for amount in missing.values()):
+            best = choice
+        if all(-_CLOSE * getattr(baseline.cost, k) <= m <= 0.0 for k, m in missing.items()):
+            break
+        for kind, amount in missing.items():
+            more[kind] = more.get(kind, 0.0) + amount
+    return best or choice
+
+
+def with_or_without_branches(
+    sites: Sites,
+    factors: Sequence[float],
+    choose: Callable[[Sites, Sequence[float]], Choice],
+    trial: Trial,
+) -> Choice:
+    """The better of two choices: among all candidates, and among those that remove no nodes."""
+    everything = choose(sites, factors)
+    if not any(candidate.removes for candidate in everything.chosen):
+        return everything
+    kept = [at for at, offers in enumerate(sites) if not any(c.removes for c in offers)]
+    fewer = choose([sites[at] for at in kept], [factors[at] for at in kept])
+    if not fewer.chosen:
+        return everything
+    return min((everything, fewer), key=lambda choice: trial(choice.chosen).error)
