@@ -20,6 +20,9 @@ _COUNTS = 10
 _CLOSE = 0.005
 """How far below a counted target a choice may end, as a fraction of the original."""
 
+_CLEARLY = 0.9
+"""What a trial says about a few samples is not more exact than this."""
+
 
 def for_counted_targets(
     sites: Sites,
@@ -72,7 +75,7 @@ def with_or_without_branches(
     choose: Callable[[Sites, Sequence[float]], Choice],
     trial: Trial,
 ) -> Choice:
-    """The better of two choices: among all candidates, and among those that remove no nodes."""
+    """Choose among all candidates if that is clearly better than among those that remove no nodes."""
     everything = choose(sites, factors)
     if not any(candidate.removes for candidate in everything.chosen):
         return everything
@@ -80,4 +83,5 @@ def with_or_without_branches(
     fewer = choose([sites[at] for at in kept], [factors[at] for at in kept])
     if not fewer.chosen:
         return everything
-    return min((everything, fewer), key=lambda choice: trial(choice.chosen).error)
+    bold, careful = (trial(choice.chosen).error for choice in (everything, fewer))
+    return everything if bold < _CLEARLY * careful else fewer

@@ -12,7 +12,7 @@ from onnxcompress.errors import PassError, UsageError
 from onnxcompress.graph.cost import Cost
 from onnxcompress.plan.contract import Candidate
 
-_RUNGS = 8
+_RUNGS = 12
 """Least number of widths on offer in a group that has as many channels; at most twice that."""
 
 

@@ -44,7 +44,7 @@ def _consumers(facts: Facts, coupling: Coupling, group: Group) -> Iterator[tuple
         if after is not None and set(lane.classes.tolist()) & set(after.classes.tolist()):
             # Depthwise and by whole groups: inputs and outputs go together, no response is left.
             continue
-        energy = energy * _moments(facts, node.input[0], lane)
+        energy = energy * _moments(facts, coupling, node.input[0], lane)
         total = float(energy.sum())
         if total > 0.0:
             yield energy / total, lane
@@ -67,12 +67,16 @@ def _energy_of(facts: Facts, layer: str) -> Array:
     return np.asarray(rows.sum(axis=(1, 3)).ravel())
 
 
-def _moments(facts: Facts, tensor: str, lane: Lane) -> Array:
+def _moments(facts: Facts, coupling: Coupling, tensor: str, lane: Lane) -> Array:
     """E[(x - v)^2] of every channel; ones without calibration inputs."""
     collect = facts.activations()
     if collect is None:
         return np.ones(len(lane.classes))
-    found = facts.recall(("moments", tensor), lambda: collect({tensor: lane.axis})[tensor])
+    names = dict.fromkeys(
+        facts.view.nodes[name].input[0] for group in coupling.groups for name in group.consumers
+    )
+    axes = {name: coupling.lanes[name].axis for name in names}
+    found = facts.recall("moments of what layers read", lambda: collect(axes))[tensor]
     left = np.nan_to_num(lane.values)
     moments: Array = np.maximum(found.square - 2.0 * left * found.mean + left**2, 0.0)
     return moments
