@@ -125,6 +125,7 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         seed=config.seed,
         consulted=attempt,
         proofs=rewritten.proofs,
+        result=rewritten.model,
     )
     if verdict.ok:
         return Result(rewritten.model, plan, report, verdict)

@@ -13,6 +13,7 @@ import onnx
 
 from onnxcompress.graph.view import GraphView
 
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -59,7 +60,10 @@ def _branch(view: GraphView, add: onnx.NodeProto, index: int) -> Branch | None:
     nodes = _exclusive(view, add, index)
     layers = [name for name in nodes if view.nodes[name].op_type in _LAYERS]
     reads = {name for node in nodes for name in view.nodes[node].input}
-    if not layers or not (shortcut in reads or _projects(view, add, 1 - index, reads)):
+    # Behind a convolution axis 1 holds channels; behind a dense layer it may hold anything.
+    if not layers or view.nodes[layers[-1]].op_type not in _CONVOLUTIONS:
+        return None
+    if not (shortcut in reads or _projects(view, add, 1 - index, reads)):
         return None
     return Branch(add.name, tensor, index, shortcut, tuple(nodes))
 

@@ -28,7 +28,7 @@ from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR
     "--recipe",
     "recipe_name",
     metavar="NAME|FILE.yaml",
-    help="A named list of passes [default: balanced, every installed pass].",
+    help="A named list of passes [default: balanced, the passes that need no asking].",
 )
 @click.option(
     "--target",

@@ -36,10 +36,9 @@ def inspect_command(
     from onnxcompress.load.canonical import canonicalise
     from onnxcompress.load.source import read_source
     from onnxcompress.plan.options import collect
-    from onnxcompress.plan.recipes import BALANCED, recipe
-    from onnxcompress.plan.registry import parse_pass
+    from onnxcompress.plan.registry import make_pass, parse_pass, registered
 
-    chosen = tuple(parse_pass(text) for text in passes) if passes else recipe(BALANCED)
+    chosen = tuple(parse_pass(text) for text in passes) or tuple(make_pass(n) for n in registered())
     given = read_source(shared.model_source(source))
     canonical = canonicalise(given.model)
     sizes = representative_sizes(

@@ -18,6 +18,8 @@ from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.edits import Absorb
 
 Vector = NDArray[np.float64]
+_BROADCASTING_MAX = 8
+"""The opset from which on Max takes a constant per channel."""
 
 
 def remove_branch(editor: Editor, add: str, index: int, mean: Vector) -> None:
@@ -41,6 +43,8 @@ def remove_branch(editor: Editor, add: str, index: int, mean: Vector) -> None:
     if not _alive_only_for(editor, shortcut, node) or editor.is_output(node.outputs[0]):
         return
     maker = _maker(shortcut)
+    if _is_relu(maker) and editor.opset < _BROADCASTING_MAX:
+        return
     if maker is not None and _is_relu(maker) and _alive_only_for(editor, maker.inputs[0], maker):
         if _into_bias(editor, maker.inputs[0], mean):
             floor = np.maximum(mean, 0.0) if node_behind is not None else mean

@@ -71,6 +71,11 @@ class Editor:
             self._by_name[node.name] = node
 
     @property
+    def opset(self) -> int:
+        """The version of ONNX's own operators that the model uses."""
+        return next((int(o.version) for o in self.model.opset_import if not o.domain), 1)
+
+    @property
     def nodes(self) -> tuple[gs.Node, ...]:
         """The nodes in their present order."""
         return tuple(self._graph.nodes)

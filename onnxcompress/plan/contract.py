@@ -100,6 +100,8 @@ class Pass(abc.ABC, Generic[S]):
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[Need]]
+    in_balanced: ClassVar[bool] = True
+    """Whether the recipe `balanced` has this pass."""
     setting_type: ClassVar[type]
     """The frozen dataclass of `Candidate.setting`."""
 

@@ -54,7 +54,7 @@ def for_counted_targets(
     for _ in range(_COUNTS):
         choice = for_targets(sites, targets, baseline, timings, factors, slack=more)
         if not counted or not choice.chosen:
-            return choice
+            break
         cost = count(choice.chosen)
         missing = {
             kind: getattr(cost, kind) - fraction * getattr(baseline.cost, kind)
@@ -75,7 +75,7 @@ def with_or_without_branches(
     choose: Callable[[Sites, Sequence[float]], Choice],
     trial: Trial,
 ) -> Choice:
-    """Choose among all candidates if that is clearly better than among those that remove no nodes."""
+    """Choose among all candidates if that is clearly better than removing no nodes."""
     everything = choose(sites, factors)
     if not any(candidate.removes for candidate in everything.chosen):
         return everything

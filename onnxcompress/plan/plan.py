@@ -82,7 +82,12 @@ def read_plan(path: Path) -> tuple[Plan, list[Pass[Any]]]:
         passes = [make_pass(entry["name"], **entry["options"]) for entry in values["passes"]]
         owners = {owner.name: owner for owner in passes}
         chosen = tuple(candidate_from_dict(c, owners[c["pass"]]) for c in values["chosen"])
-        touched = [name for candidate in chosen for name in candidate.touches]
+        touched = [
+            name
+            for c in chosen
+            # Candidates that are carried out together may share nodes, but not sites.
+            for name in ((c.site.node,) if owners[c.site.pass_name].works_together else c.touches)
+        ]
         if len(set(touched)) < len(touched):
             raise UsageError(f"plan '{path}' rewrites a node twice")
         plan = Plan(

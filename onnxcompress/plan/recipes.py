@@ -9,7 +9,7 @@ import yaml
 
 from onnxcompress.errors import UsageError
 from onnxcompress.plan.contract import Pass
-from onnxcompress.plan.registry import make_pass, parse_pass, registered
+from onnxcompress.plan.registry import make_pass, parse_pass, pass_class, registered
 
 BALANCED = "balanced"
 
@@ -18,15 +18,15 @@ def recipe(name: str) -> tuple[Pass[Any], ...]:
     """The passes of a recipe.
 
     Args:
-        name: `balanced` (every registered pass with its defaults), or the path of a YAML file
-            with a list `passes`, each entry `NAME[:key=value,...]` or a mapping of one name to
-            its options.
+        name: `balanced` (every registered pass that does not ask to be left out, with its
+            defaults), or the path of a YAML file with a list `passes`, each entry
+            `NAME[:key=value,...]` or a mapping of one name to its options.
 
     Raises:
         UsageError: unknown recipe, or a file that is not one.
     """
     if name == BALANCED:
-        return tuple(make_pass(entry) for entry in registered())
+        return tuple(make_pass(name) for name in registered() if pass_class(name).in_balanced)
     path = Path(name)
     if path.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"recipe '{name}' is unknown: give {BALANCED}, or a .yaml file")

@@ -14,9 +14,10 @@ import onnx
 import onnxruntime
 
 from onnxcompress.analyse.facts import Facts
+from onnxcompress.analyse.shapes import shapes_for
 from onnxcompress.calibrate.inputs import Inputs
-from onnxcompress.graph.cost import COUNTED_OPERATORS
-from onnxcompress.graph.view import subgraphs
+from onnxcompress.graph.cost import COUNTED_OPERATORS, Cost, node_cost
+from onnxcompress.graph.view import GraphView, subgraphs
 from onnxcompress.latency.table import LayerTiming
 from onnxcompress.load.source import Source
 from onnxcompress.plan.gate import Key, candidate_key
@@ -42,6 +43,7 @@ def build_report(
     seed: int,
     consulted: int,
     proofs: tuple[Proof, ...] = (),
+    result: onnx.ModelProto | None = None,
 ) -> dict[str, Any]:
     """Everything about one job; figures are measured or counted, never assumed."""
     interval, accuracy = verdict.ratio.interval, verdict.accuracy
@@ -79,7 +81,7 @@ def build_report(
         "self_check": [
             {"pass": p.pass_name, "relative_error": p.error, "samples": p.samples} for p in proofs
         ],
-        "layers": layer_table(facts, plan, timings),
+        "layers": layer_table(facts, plan, timings, result),
         "refusals": [
             {"pass": r.pass_name, "node": r.node, "reason": r.reason} for r in plan.refusals
         ],
@@ -92,11 +94,27 @@ def build_report(
     }
 
 
+def _costs(result: onnx.ModelProto, facts: Facts) -> dict[str, Cost]:
+    """Cost of the layers that kept their names."""
+    view, shapes = GraphView(result), shapes_for(result, facts.sizes)
+    return {
+        node.name: node_cost(node, shapes, view)
+        for node in result.graph.node
+        if node.op_type in COUNTED_OPERATORS
+    }
+
+
 def layer_table(
-    facts: Facts, plan: Plan, timings: Mapping[Key, LayerTiming]
+    facts: Facts,
+    plan: Plan,
+    timings: Mapping[Key, LayerTiming],
+    result: onnx.ModelProto | None = None,
 ) -> list[dict[str, Any]]:
     """One row per layer with weights: its cost, what was done to it, or why nothing was."""
-    chosen = {name: c for c in plan.chosen for name in c.touches}
+    chosen = {name: c for c in reversed(plan.chosen) for name in c.touches}
+    # Where several candidates change a layer, its own comes first.
+    chosen |= {c.site.node: c for c in plan.chosen}
+    left = _costs(result, facts) if result is not None else {}
     reasons: dict[str, list[str]] = defaultdict(list)
     for refusal in plan.refusals:
         reasons[refusal.node].append(f"{refusal.pass_name}: {refusal.reason}")
@@ -118,8 +136,8 @@ def layer_table(
             row |= {
                 "pass": candidate.site.pass_name,
                 "setting": values["setting"],
-                "macs_after": candidate.after.macs,
-                "params_after": candidate.after.params,
+                "macs_after": left.get(node.name, candidate.after).macs,
+                "params_after": left.get(node.name, candidate.after).params,
                 "damage": candidate.damage,
                 "latency_ratio": timing.ratio if timing is not None else None,
             }

@@ -200,7 +200,7 @@ def stray_node(
         if node.name in touched:
             continue
         other = new.get(node.name)
-        if other is None and _is_dead(node, view, touched, new):
+        if other is None and _died_of_several(node, view, applied, new):
             continue
         if other is None or _bytes(other) != _bytes(node):
             return str(node.name)
@@ -210,17 +210,22 @@ def stray_node(
     return None
 
 
-def _is_dead(
+def _died_of_several(
     node: onnx.NodeProto,
     view: GraphView,
-    touched: set[str],
+    applied: Sequence[Candidate[Any]],
     left: Mapping[str, onnx.NodeProto],
 ) -> bool:
-    """Whether a node went only because all its readers changed or went."""
-    visible = view.captured | set(view.outputs)
-    readers = [use.node.name for name in node.output for use in view.uses(name)]
-    unread = all(reader in touched or reader not in left for reader in readers)
-    return bool(readers) and unread and not visible & set(node.output)
+    """Whether a node went because several candidates together changed or removed all its readers.
+
+    None of them could announce that: each alone would have left the node a reader.
+    """
+    if set(node.output) & (view.captured | set(view.outputs)):
+        return False
+    readers = {use.node.name for name in node.output for use in view.uses(name)}
+    touched = {name for candidate in applied for name in candidate.touches}
+    alone = any(readers <= set(candidate.touches) for candidate in applied)
+    return bool(readers) and not alone and all(r in touched or r not in left for r in readers)
 
 
 def _bytes(node: onnx.NodeProto) -> bytes:

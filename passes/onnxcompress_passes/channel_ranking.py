@@ -50,13 +50,16 @@ def channel_scores(
 ) -> dict[str, Array]:
     """Scores [width] of every group's channels."""
     raw = criterion(question)
+    gone = list(question.coupling.classes(question.removed))
     values: dict[int, list[float]] = defaultdict(list)
     for layer in question.layers:
-        line = normalised(raw[layer], normalise)
+        classes = question.lane(layer).classes
+        # What is gone already is no part of the layer any more.
+        left = ~np.isin(classes, gone)
+        line = np.zeros(len(classes))
+        line[left] = normalised(raw[layer][left], normalise)
         by_class: dict[int, list[float]] = defaultdict(list)
-        for score, channel in zip(
-            line.tolist(), question.lane(layer).classes.tolist(), strict=True
-        ):
+        for score, channel in zip(line.tolist(), classes.tolist(), strict=True):
             by_class[channel].append(score)
         # Several positions of one layer count once: a layer is one voice among the members.
         for channel, scores in by_class.items():
@@ -81,7 +84,7 @@ def normalised(scores: Array, how: str) -> Array:
         case "none":
             return scores
         case "minmax":
-            shifted: Array = scores - scores.min()
+            shifted: Array = scores - scores.min(initial=np.inf)
             span = float(shifted.max(initial=0.0))
             return shifted / span if span else shifted
         case "l1":

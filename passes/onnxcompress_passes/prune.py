@@ -103,6 +103,8 @@ class Prune(Pass[KeptChannels]):
 
     name: ClassVar[str] = "prune"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SHAPES, Need.COUPLING, Need.ACTIVATIONS})
+    # Channels that go take accuracy along that nothing repairs yet: only on request.
+    in_balanced: ClassVar[bool] = False
     setting_type: ClassVar[type] = KeptChannels
 
     def __post_init__(self) -> None:
@@ -121,7 +123,8 @@ class Prune(Pass[KeptChannels]):
             raise UsageError(f"prune: channels={self.channels!r} must lie between 0 and 1")
         if not isinstance(self.branches, bool):
             raise UsageError(f"prune: branches={self.branches!r} must be true or false")
-        for option, number in (("round_to", self.round_to), ("per_step", self.per_step)):
+        whole = {"round_to": self.round_to, "per_step": self.per_step, "seed": self.seed}
+        for option, number in whole.items():
             if type(number) is not int or number < 0:
                 raise UsageError(f"prune: {option}={number!r} must be a whole number >= 0")
 
@@ -141,7 +144,9 @@ class Prune(Pass[KeptChannels]):
             yield Refusal(self.name, name, reason)
         if self.branches and not self.channels:
             for add, branch in branches(facts).items():
-                if not {add, *branch.nodes} & facts.excluded:
+                if not facts.excluded or facts.excluded.isdisjoint(
+                    (add, *branch_cost(facts, branch, branch_mean(facts, branch))[0])
+                ):
                     yield Site(self.name, add)
 
     def candidates(self, site: Site, facts: Facts) -> Sequence[Candidate[KeptChannels]]:

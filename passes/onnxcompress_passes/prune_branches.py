@@ -93,11 +93,12 @@ def branch_excerpt(
     after = onnx.ModelProto()
     after.CopyFrom(before)
     last = before.graph.output[0].name
+    kind = "Max" if view.opset() >= 8 else "Add"
     entry = [value for value in before.graph.input if value.name == branch.shortcut]
     del after.graph.node[:], after.graph.initializer[:], after.graph.input[:]
     after.graph.input.extend(entry)
     after.graph.initializer.append(constant)
-    after.graph.node.append(onnx.helper.make_node("Max", [branch.shortcut, "mean"], [last]))
+    after.graph.node.append(onnx.helper.make_node(kind, [branch.shortcut, "mean"], [last]))
     return [(before, after)]
 
 

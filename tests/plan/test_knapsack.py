@@ -62,6 +62,53 @@ def test_least_damage_is_optimal(seed: int, *, whole: bool) -> None:
         assert close(total(damage, found), min(total(damage, c) for c in feasible))
 
 
+def rivals(seed: int, count: int) -> list[tuple[int, int]]:
+    """Some pairs of sites."""
+    generator = np.random.default_rng(1000 + seed)
+    pairs = list(itertools.combinations(range(count), 2))
+    return [pair for pair in pairs if generator.uniform() < 0.4]
+
+
+def peaceful(choice: Choice, conflicts: list[tuple[int, int]]) -> bool:
+    return not any(choice[a] is not None and choice[b] is not None for a, b in conflicts)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["fractions", "whole"])
+@pytest.mark.parametrize("seed", range(12))
+def test_optimal_among_choices_without_conflicts(seed: int, *, whole: bool) -> None:
+    """Of two sites in conflict one at most is rewritten; sites without candidates may be named."""
+    damage, first, second = instance(400 + seed, whole=whole)
+    conflicts = rivals(seed, len(damage))
+    peace = [choice for choice in choices(damage) if peaceful(choice, conflicts)]
+    reach = max(total(first, choice) for choice in peace)
+    for share in (0.4, 0.9, 1.2):
+        demand = share * reach + 1e-3
+        feasible = [choice for choice in peace if total(first, choice) >= demand]
+        found = least_damage(damage, {"a": first}, {"a": demand}, conflicts=conflicts)
+        if not feasible:
+            assert found is None
+        else:
+            assert found is not None
+            assert tuple(found) in feasible
+            assert close(total(damage, found), min(total(damage, c) for c in feasible))
+    for budget in (None, 0.5 * sum(max([0.0, *site]) for site in damage)):
+        feasible = [c for c in peace if budget is None or total(damage, c) <= budget]
+        taken = most_saved(damage, second, budget, conflicts=conflicts)
+        assert tuple(taken) in feasible
+        assert close(total(second, taken), max(total(second, c) for c in feasible))
+
+
+def test_conflicts_bind() -> None:
+    """Without them both sites would be taken."""
+    damage, saving = [[0.1], [0.2], [0.3]], [[4.0], [5.0], [2.0]]
+    assert most_saved(damage, saving, None) == [0, 0, 0]
+    assert most_saved(damage, saving, None, conflicts=[(0, 1)]) == [None, 0, 0]
+    assert most_saved(damage, saving, None, conflicts=[(0, 1), (1, 2)]) == [0, None, 0]
+    assert least_damage(damage, {"a": saving}, {"a": 8.0}) == [0, 0, None]
+    assert least_damage(damage, {"a": saving}, {"a": 6.5}, conflicts=[(0, 1)]) == [None, 0, 0]
+    assert least_damage(damage, {"a": saving}, {"a": 8.0}, conflicts=[(0, 1)]) is None
+
+
 @pytest.mark.parametrize("whole", [False, True], ids=["fractions", "whole"])
 @pytest.mark.parametrize("seed", range(25))
 def test_most_saved_is_optimal(seed: int, *, whole: bool) -> None:

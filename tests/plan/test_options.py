@@ -96,3 +96,44 @@ def test_a_site_without_candidates_breaks_the_contract(facts: Facts, scripted: S
     empty = scripted("empty", [Site("empty", "one")], lambda *_: [])
     with pytest.raises(PassError, match="'empty'"):
         collect(facts, [empty])
+
+
+def test_passes_that_work_together_share_nodes(
+    facts: Facts, offer: Offer, scripted: Scripted
+) -> None:
+    """Their candidates may touch what others touch, and take no node from anybody."""
+
+    def wide(site: Site, _facts: Facts) -> list[Candidate[Any]]:
+        made = offer(site.node, 1, (1, 1, 4), 0.1, name=site.pass_name)
+        touches = ("one", "two", "three")
+        return [Candidate(made.site, made.setting, touches, made.before, made.after, 0.1)]
+
+    def narrow(site: Site, _facts: Facts) -> list[Candidate[Any]]:
+        return [offer(site.node, 1, (1, 1, 4), 0.1, name=site.pass_name)]
+
+    together = scripted("together", [Site("together", n) for n in ("one", "two")], wide)
+    type(together).rewrite_together = lambda *_: None
+    assert together.works_together
+    alone = scripted("alone", [Site("alone", "two")], narrow)
+    assert not alone.works_together
+    late = scripted("late", [Site("late", "two")], narrow)
+    for order in ([together, alone, late], [alone, together, late], [alone, late, together]):
+        found = collect(facts, order)
+        sites = {(offers[0].site.pass_name, offers[0].site.node) for offers in found.sites}
+        assert sites == {("together", "one"), ("together", "two"), ("alone", "two")}
+        assert found.refusals == (Refusal("late", "two", "pass alone has it already"),)
+
+
+def test_who_points_at_a_pass_that_is_there_is_not_heard(
+    facts: Facts, offer: Offer, scripted: Scripted
+) -> None:
+    """Refusals that leave the say to another pass are dropped where that one takes part."""
+    said = [
+        Refusal("first", "one", "goes elsewhere", see="second"),
+        Refusal("first", "two", "goes with 'one'", see="first"),
+        Refusal("first", "three", "no reason to go"),
+    ]
+    first = scripted("first", said, None)
+    second = scripted("second", [], None)
+    assert collect(facts, [first, second]).refusals == (said[2],)
+    assert collect(facts, [first]).refusals == (said[0], said[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from onnxcompress.plan.search import (
     Baseline,
     Outcome,
     by_rule,
+    conflicts,
     for_targets,
     sensitivities,
     within_bound,
@@ -180,3 +182,48 @@ def test_no_sites_at_all() -> None:
     assert trial.asked == 0
     assert by_rule([]).chosen == ()
     assert for_targets([], {"macs": 0.5}, BASELINE, {}, []).chosen == ()
+
+
+def placed(
+    made: Candidate[Any], touches: tuple[str, ...], removes: tuple[str, ...] = ()
+) -> Candidate[Any]:
+    return dataclasses.replace(made, touches=touches, removes=removes)
+
+
+@pytest.fixture
+def crowded(offer: Callable[..., Candidate[Any]]) -> Sites:
+    """Groups 'a' and 'b' of one pass share node n; 'c' of another works on n, too.
+
+    'd' removes m, on which 'e' works and nothing else; 'f' works on m and on k.
+    """
+    return [
+        [placed(offer("a", 1, (100, 1, 4), 0.1, recommended=True), ("a", "n"))],
+        [
+            placed(offer("b", 0, (0, 0, 0), 0.0), ("b",)),
+            placed(offer("b", 1, (200, 1, 4), 0.2, recommended=True), ("b", "n")),
+        ],
+        [placed(offer("n", 1, (400, 1, 4), 0.1, recommended=True, name="other"), ("n",))],
+        [placed(offer("d", 1, (500, 1, 4), 0.2, recommended=True), ("d", "m"), ("m",))],
+        [placed(offer("m", 1, (300, 1, 4), 0.1, recommended=True), ("m",))],
+        [placed(offer("k", 1, (100, 1, 4), 0.1, recommended=True), ("m", "k"))],
+    ]
+
+
+def test_conflicts(crowded: Sites) -> None:
+    """One pass shares nodes with itself, not with another; what is removed is not worked on."""
+    assert conflicts(crowded) == [(0, 2), (1, 2), (3, 4)]
+    assert conflicts(crowded[:2]) == []
+    assert conflicts([]) == []
+
+
+def test_choices_keep_the_peace(crowded: Sites) -> None:
+    """By rule the first has it; under a target or a budget the better one does."""
+    ones = [1.0] * 6
+    assert names(by_rule(crowded).chosen) == ["a1", "b1", "d1", "k1"]
+    # All that can be saved: n (400) beats a and b (300), and d (500) beats m (300).
+    assert names(within_budget(crowded, ones, {}, None).chosen) == ["n1", "d1", "k1"]
+    found = for_targets(crowded, {"macs": 0.9}, BASELINE, {}, ones)
+    assert names(found.chosen) == ["n1", "d1", "k1"]
+    # 700 of 10000 MACs: n and m do a damage of 0.2, and d with another does 0.3.
+    found = for_targets(crowded, {"macs": 0.93}, BASELINE, {}, ones)
+    assert names(found.chosen) == ["n1", "m1"]

@@ -11,7 +11,7 @@ import onnx
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.graph.cost import Cost, tensor_cost
 from onnxcompress.graph.edits import Absorb, Cut, Edit, Indices, Permute, Replace, touched
-from onnxcompress.graph.view import FLOATING_TYPES, GraphView
+from onnxcompress.graph.view import GraphView
 from onnxcompress.graph.weights import chain_of, weight_root
 
 
@@ -36,6 +36,7 @@ def toll(facts: Facts, edits: Sequence[Edit]) -> Toll:
     macs_before = sum(facts.macs(name) for name in nodes)
     cuts = {(e.node, e.index): e.kept for e in edits if isinstance(e, Cut)}
     replaced = frozenset((e.node, e.index) for e in edits if isinstance(e, Replace))
+    absorbing = frozenset((e.node, 2) for e in edits if isinstance(e, Absorb))
     macs_after = sum(_macs(facts, name, cuts) for name in nodes)
     operands = [t for name in nodes for t in view.nodes[name].input if t]
     read = {t for t in operands if view.is_constant(t)}
@@ -44,7 +45,9 @@ def toll(facts: Facts, edits: Sequence[Edit]) -> Toll:
             read |= {t for link in chain_of(view, tensor) for t in link.input if t}
     read &= set(view.initializers)
     before = sum((tensor_cost(view.initializers[t]) for t in sorted(read)), Cost(macs_before))
-    after = sum((_copies(view, t, cuts, replaced) for t in sorted(read)), Cost(macs_after))
+    after = sum(
+        (_copies(view, t, cuts, replaced, absorbing) for t in sorted(read)), Cost(macs_after)
+    )
     return Toll(nodes, before, after + _new_biases(view, edits))
 
 
@@ -93,6 +96,7 @@ def _copies(
     tensor: str,
     cuts: Mapping[tuple[str, int], Mapping[int, Indices]],
     replaced: frozenset[tuple[str, int]],
+    absorbing: frozenset[tuple[str, int]],
 ) -> Cost:
     """Cost of what stands in for an initializer afterwards: one copy per way of cutting it."""
     whole = tensor_cost(view.initializers[tensor])
@@ -106,7 +110,10 @@ def _copies(
         kept = cuts.get((node, index), {})
         if axis is not None:
             kept = {0: kept[axis]} if axis in kept and prod(shape) > 1 else {}
-        key = tuple((a, kept[a].tobytes()) for a in sorted(kept))
+        key: tuple[object, ...] = tuple((a, kept[a].tobytes()) for a in sorted(kept))
+        if (node, index) in absorbing:
+            # What is absorbed differs from reader to reader.
+            key = (*key, node)
         size = prod(len(kept[a]) if a in kept else n for a, n in enumerate(shape))
         octets = -(-whole.weight_bytes * size // whole.params)
         variants.setdefault(key, Cost(params=size, weight_bytes=octets))
@@ -131,6 +138,16 @@ def _readers(view: GraphView, tensor: str) -> Iterator[tuple[str, int, int | Non
             open_ends.append((use.node.output[0], along if use.index else axis))
 
 
+def _octets(view: GraphView, node: onnx.NodeProto) -> int:
+    """Bytes of a number of the type that a layer computes in."""
+    graph = view.model.graph
+    for value in (*graph.value_info, *graph.output):
+        if value.name == node.output[0] and value.type.tensor_type.elem_type:
+            kind = value.type.tensor_type.elem_type
+            return int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
+    return 4
+
+
 def _new_biases(view: GraphView, edits: Sequence[Edit]) -> Cost:
     """Biases of layers that had none, or only a number that broadcast."""
     total = Cost()
@@ -140,10 +157,7 @@ def _new_biases(view: GraphView, edits: Sequence[Edit]) -> Cost:
         node = view.nodes[edit.node]
         size = len(edit.addition)
         bias = node.input[2] if node.op_type != "MatMul" and len(node.input) > 2 else ""
-        weight = view.initializers[weight_root(view, node.input[1]) or ""]
-        octets = 4
-        if weight.data_type in FLOATING_TYPES:
-            octets = onnx.helper.tensor_dtype_to_np_dtype(weight.data_type).itemsize
+        octets = _octets(view, node)
         if not bias:
             total += Cost(params=size, weight_bytes=size * octets)
             continue

@@ -1,0 +1,117 @@
+"""Targets met by counting: savings that do not add up, and coarse choices that save too much."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from onnxcompress.graph.cost import Cost
+from onnxcompress.plan.contract import Candidate
+from onnxcompress.plan.counted import for_counted_targets, with_or_without_branches
+from onnxcompress.plan.search import Baseline, Choice, Outcome
+
+Offer = Callable[..., Candidate[Any]]
+Sites = list[list[Candidate[Any]]]
+BASELINE = Baseline(Cost(10_000, 5_000, 20_000), file_bytes=24_000)
+
+
+def names(chosen: Sequence[Candidate[Any]]) -> list[str]:
+    return [f"{c.site.node}{c.setting.width}" for c in chosen]
+
+
+def counted(sites: Sites, target: float, *, share: float = 1.0) -> tuple[Choice, list[Cost]]:
+    """Choices whose real saving is a share of the sum; and what was counted on the way."""
+    seen: list[Cost] = []
+
+    def count(chosen: Sequence[Candidate[Any]]) -> Cost:
+        saved = sum((c.saving for c in chosen), Cost())
+        seen.append(BASELINE.cost - Cost(*(int(share * getattr(saved, f)) for f in FIELDS)))
+        return seen[-1]
+
+    choice = for_counted_targets(
+        sites, {"macs": target}, BASELINE, {}, [1.0] * len(sites), slack={}, count=count
+    )
+    return choice, seen
+
+
+FIELDS = ("macs", "params", "weight_bytes")
+
+
+@pytest.fixture
+def fine(offer: Offer) -> Sites:
+    """20 sites with 10 candidates each: a choice can come close to any target."""
+    return [
+        [offer(f"n{i}", w, (50 * w, 5 * w, 20 * w), 0.001 * w * w) for w in range(1, 11)]
+        for i in range(20)
+    ]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.8, 1.3])
+@pytest.mark.parametrize("target", [0.7, 0.5])
+def test_met_and_not_far_below(fine: Sites, target: float, share: float) -> None:
+    """Whether savings are over- or underestimated, the target is met within one percent."""
+    choice, seen = counted(fine, target, share=share)
+    saved = share * sum(c.saving.macs for c in choice.chosen)
+    assert -1e-6 <= saved - 10_000 * (1 - target) <= 100.0
+    assert len(seen) <= 10
+
+
+def test_one_coarse_candidate(offer: Offer) -> None:
+    """It saves far more than is needed, and nothing else does: better too much than nothing."""
+    choice, _ = counted([[offer("branch", 0, (9000, 100, 400), 0.1)]], 0.5)
+    assert names(choice.chosen) == ["branch0"]
+
+
+def test_what_met_the_target_is_not_given_up(offer: Offer) -> None:
+    """After the coarse one, less is demanded; what then misses must not take its place."""
+    sites = [
+        [offer("a", 1, (2000, 100, 400), 0.01)],
+        [offer("b", 1, (9000, 100, 400), 0.1)],
+    ]
+    choice, _ = counted(sites, 0.5)
+    saved = sum(c.saving.macs for c in choice.chosen)
+    assert saved >= 5000
+
+
+def test_out_of_reach(offer: Offer) -> None:
+    """The most that can be saved is carried out all the same."""
+    sites = [[offer("a", 1, (1000, 1, 4), 0.1), offer("a", 2, (2000, 1, 4), 0.2)]]
+    choice, _ = counted(sites, 0.5)
+    assert names(choice.chosen) == ["a2"]
+
+
+def test_targets_that_are_not_counted(offer: Offer) -> None:
+    """Size is known exactly only once the file is written: nothing is counted here."""
+
+    def never(_chosen: Any) -> Cost:
+        raise AssertionError("counted")
+
+    sites = [[offer("a", 1, (1000, 1000, 20_000), 0.1)]]
+    choice = for_counted_targets(sites, {"size": 0.5}, BASELINE, {}, [1.0], slack={}, count=never)
+    assert names(choice.chosen) == ["a1"]
+
+
+@pytest.mark.parametrize("branch_error", [0.1, 0.9])
+def test_a_trial_decides_on_branches(offer: Offer, branch_error: float) -> None:
+    branch = dataclasses.replace(offer("branch", 0, (9000, 1, 4), 0.0), removes=("x",))
+    sites = [[branch], [offer("a", 1, (8000, 1, 4), 0.5)]]
+    asked: list[list[str]] = []
+
+    def choose(given: Any, factors: Sequence[float]) -> Choice:
+        assert len(given) == len(factors)
+        return Choice(tuple(offers[0] for offers in given)[:1], ())
+
+    def trial(chosen: Any, *, probe: bool = False) -> Outcome:
+        asked.append(names(chosen))
+        return Outcome(True, branch_error if chosen[0] is branch else 0.5, "")
+
+    found = with_or_without_branches(sites, [1.0, 1.0], choose, trial)
+    assert names(found.chosen) == (["branch0"] if branch_error < 0.5 else ["a1"])
+    assert asked == [["branch0"], ["a1"]]
+    # Where no branch is chosen there is nothing to weigh.
+    asked.clear()
+    found = with_or_without_branches(sites[1:], [1.0], choose, trial)
+    assert (names(found.chosen), asked) == (["a1"], [])
