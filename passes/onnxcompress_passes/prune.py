@@ -22,7 +22,6 @@ from onnxcompress.errors import ModelError, UsageError
 from onnxcompress.graph.editing import apply_edits
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.view import GraphView
-from onnxcompress.graph.weights import constant_values
 from onnxcompress.plan.channels.cost import Toll, toll
 from onnxcompress.plan.channels.damage import channel_damage
 from onnxcompress.plan.channels.excerpt import excerpts
@@ -52,6 +51,7 @@ from onnxcompress_passes.prune_branches import (
     replace_by_means,
     staying_channels,
 )
+from onnxcompress_passes.prune_groups import reason_to_keep
 from onnxcompress_passes.prune_setting import (
     KeptChannels,
     dearer,
@@ -262,7 +262,7 @@ class Prune(Pass[KeptChannels]):
             return Refusal(self.name, node.name, reason)
         if group.name != node.name:
             return Refusal(self.name, node.name, f"goes with '{group.name}'", see=self.name)
-        reason = _unfit(group, coupling, facts)
+        reason = reason_to_keep(group, coupling, facts)
         return Refusal(self.name, node.name, reason) if reason else Site(self.name, node.name)
 
     def _sequence(self, facts: Facts, coupling: Coupling) -> Removals:
@@ -289,30 +289,3 @@ class Prune(Pass[KeptChannels]):
             kept = -(-(group.width - count) // self.round_to) * self.round_to
             count = max(0, group.width - kept)
         return min(count, most)
-
-
-def _unfit(group: Group, coupling: Coupling, facts: Facts) -> str:
-    """Why a group stays as it is, or an empty string."""
-    edits = plan_cuts(facts.view, coupling, {group.name: (_spare(group),)})
-    excluded = [name for name in toll(facts, edits).touches if name in facts.excluded]
-    if set(group.producers) & facts.excluded or excluded:
-        return "excluded by the user" + (f" with '{excluded[0]}'" if excluded else "")
-    for name in dict.fromkeys((*group.producers, *group.consumers)):
-        node = facts.view.nodes[name]
-        weight = node.input[1] if len(node.input) > 1 else ""
-        if not _finite(facts, weight):
-            return f"the weight of '{name}' contains NaN or infinite values"
-    return ""
-
-
-def _finite(facts: Facts, tensor: str) -> bool:
-    def find() -> bool:
-        return bool(np.isfinite(constant_values(facts.view, tensor)).all())
-
-    return facts.recall(("finite", tensor), find)
-
-
-def _spare(group: Group) -> int:
-    """A channel that may go by itself."""
-    single = {cover[0] for cover in group.covers if len(cover) == 1}
-    return next(c for c in range(group.width) if c not in single)

@@ -19,21 +19,15 @@ from onnxcompress.graph.weights import weight_root
 
 def conv(node: onnx.NodeProto, tracer: Tracer) -> None:
     """Convolution, plain, grouped or depthwise: W [out, in / group, *k]."""
-    if not _has_weights(node, tracer):
-        return
-    group = integer(node, "group", 1)
-    ids, values = _entering(node, tracer, axis=1)
-    outputs = tracer.produce(node, 1)
-    _tie(node, tracer, ids, outputs)
-    border = _has_padding(node)
-    if group == 1:
-        absorb(node, tracer, ids, values, border=border)
-    else:
-        _group(node, tracer, group, ids, values, outputs, border=border)
+    _convolution(node, tracer, border=_has_padding(node))
 
 
 def conv_transpose(node: onnx.NodeProto, tracer: Tracer) -> None:
-    """Transposed convolution: W [in, out / group, *k]; a constant shows its phases and borders."""
+    """Transposed convolution, W [in, out / group, *k]: it shows a constant's phases and borders."""
+    _convolution(node, tracer, border=True)
+
+
+def _convolution(node: onnx.NodeProto, tracer: Tracer, *, border: bool) -> None:
     if not _has_weights(node, tracer):
         return
     group = integer(node, "group", 1)
@@ -41,9 +35,11 @@ def conv_transpose(node: onnx.NodeProto, tracer: Tracer) -> None:
     outputs = tracer.produce(node, 1)
     _tie(node, tracer, ids, outputs)
     if group == 1:
-        absorb(node, tracer, ids, values, border=True)
-    else:
-        _group(node, tracer, group, ids, values, outputs, border=True)
+        absorb(node, tracer, ids, values, border=border)
+        return
+    inputs, results = ids.reshape(group, -1), outputs.reshape(group, -1)
+    layer = GroupedLayer(node.name, inputs, results, values.reshape(group, -1), border)
+    tracer.grouped.append(layer)
 
 
 def gemm(node: onnx.NodeProto, tracer: Tracer) -> None:
@@ -110,27 +106,6 @@ def absorb(node: onnx.NodeProto, tracer: Tracer, ids: Ids, values: Values, *, bo
             ids[np.nan_to_num(values) != 0.0],
             f"when it is zero, {describe(node)} sees a constant that its borders would show",
         )
-
-
-def _group(
-    node: onnx.NodeProto,
-    tracer: Tracer,
-    group: int,
-    ids: Ids,
-    values: Values,
-    outputs: Ids,
-    *,
-    border: bool,
-) -> None:
-    tracer.grouped.append(
-        GroupedLayer(
-            node.name,
-            ids.reshape(group, -1),
-            outputs.reshape(group, -1),
-            values.reshape(group, -1),
-            border,
-        )
-    )
 
 
 def _tie(node: onnx.NodeProto, tracer: Tracer, inputs: Ids, outputs: Ids) -> None:
