@@ -86,7 +86,12 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         rewritten = prove(
             rewrite(prepared.facts.model, plan.chosen, planner.passes, memo=planner.memo),
             planner.passes,
-            Bench(prepared.facts.model, proof_feeds(prepared), config.execution, planner.memo),
+            Bench(
+                prepared.facts.model,
+                proof_feeds(prepared),
+                config.execution.threads,
+                planner.memo,
+            ),
         )
         plan = with_rolled_back(plan, rewritten)
         demand_gain(plan, planner)

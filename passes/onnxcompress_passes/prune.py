@@ -121,6 +121,11 @@ class Prune(Pass[KeptChannels]):
             raise UsageError(f"prune: channels={self.channels!r} is not a number")
         if not 0.0 <= self.channels <= 1.0:
             raise UsageError(f"prune: channels={self.channels!r} must lie between 0 and 1")
+        if self.scope == "global" and not self.channels and not self.per_step:
+            raise UsageError(
+                "prune: scope=global goes with channels=F or per_step=N; without them the plan "
+                "weighs all groups against each other anyway"
+            )
         if not isinstance(self.branches, bool):
             raise UsageError(f"prune: branches={self.branches!r} must be true or false")
         whole = {"round_to": self.round_to, "per_step": self.per_step, "seed": self.seed}

@@ -20,10 +20,9 @@ from onnxcompress.plan.channels.plan_cuts import plan_cuts
 from onnxcompress.plan.contract import Candidate, Pass, Refusal, Site
 from onnxcompress.rewrite.manager import Proof, Rewritten, rewrite
 from onnxcompress.rewrite.proof import Bench, prove
-from onnxcompress.runtime import Execution
 from onnxcompress_passes.prune import KeptChannels, Prune
 
-ONE = Execution(threads=1)
+ONE = 1
 
 
 def network(dtype: type = np.float32, *, equal: bool = False) -> onnx.ModelProto:
