@@ -165,7 +165,8 @@ class Prune(Pass[KeptChannels]):
         damage = channel_damage(facts, coupling, group)
 
         def cut(count: int) -> Toll:
-            return toll(facts, plan_cuts(facts.view, coupling, {group.name: order[:count]}))
+            gone = {group.name: order[:count]}
+            return toll(facts, plan_cuts(facts.view, coupling, gone, counting=True))
 
         # All candidates are set against the same nodes, so that their costs can be compared.
         whole = cut(len(order)).before

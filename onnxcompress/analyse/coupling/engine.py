@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -11,18 +10,19 @@ import onnx
 from onnxcompress.analyse.coupling.deciding import decide
 from onnxcompress.analyse.coupling.execute import NodeRunner
 from onnxcompress.analyse.coupling.flow import FIXED, Flow, Ids
-from onnxcompress.analyse.coupling.result import Coupling, Group, Lane
+from onnxcompress.analyse.coupling.grouping import LAYERS, find_groups, joint_covers
+from onnxcompress.analyse.coupling.result import Coupling, Lane
 from onnxcompress.analyse.coupling.rules.table import rule_for
 from onnxcompress.analyse.coupling.shuffles import Shuffle, find_shuffles
 from onnxcompress.analyse.coupling.size_checks import refuse_sizes_that_do_not_follow
 from onnxcompress.analyse.coupling.tracer import Tracer, describe
 from onnxcompress.analyse.shapes import observe, shapes_for
 from onnxcompress.errors import ModelError
+from onnxcompress.graph.cost import COUNTED_OPERATORS
 from onnxcompress.graph.infer import element_types
 from onnxcompress.graph.view import GraphView
 from onnxcompress.runtime import Array
 
-LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 _PARAMETERS = frozenset(
     [
@@ -113,7 +113,10 @@ def _trace(node: onnx.NodeProto, tracer: Tracer) -> None:
     elif node.op_type in _CONTROL_FLOW:
         tracer.block_inputs(node, f"it enters {describe(node)}")
     else:
-        tracer.block_inputs(node, f"{describe(node)} is no operator with a known rule")
+        reason = f"{describe(node)} is no operator with a known rule"
+        tracer.block_inputs(node, reason)
+        if node.op_type in COUNTED_OPERATORS:
+            tracer.refusals[node.name] = reason
 
 
 def _block_what_is_visible(tracer: Tracer) -> None:
@@ -150,8 +153,8 @@ def _result(tracer: Tracer, shuffles: dict[str, Shuffle]) -> Coupling:
         for name, lane in lanes.items()
     }
     cut = {name: lane for name, lane in cut.items() if lane.classes.any()}
-    groups = _groups(tracer, producers, cut)
-    joint = _joint_covers(groups, cut)
+    groups = find_groups(tracer.view, producers, cut)
+    joint = joint_covers(groups, cut)
     refusals = dict(tracer.refusals)
     for name, tensor in producers.items():
         if tensor not in cut:
@@ -184,83 +187,3 @@ def _block_what_would_be_empty(lanes: Mapping[str, Lane], tracer: Tracer) -> Non
         classes = np.unique(lane.classes)
         if len(classes) == 1 and classes[0] != FIXED:
             tracer.channels.block(classes, f"nothing would be left of tensor '{name}'")
-
-
-def _groups(
-    tracer: Tracer, producers: Mapping[str, str], lanes: Mapping[str, Lane]
-) -> tuple[Group, ...]:
-    """Connect the classes that one producer makes."""
-    leader: dict[int, int] = {}
-
-    def find(channel: int) -> int:
-        while leader.setdefault(channel, channel) != channel:
-            channel = leader[channel]
-        return channel
-
-    for tensor in producers.values():
-        if tensor in lanes:
-            free = [int(c) for c in np.unique(lanes[tensor].classes) if c != FIXED]
-            for channel in free:
-                low, high = sorted((find(free[0]), find(channel)))
-                leader[high] = low
-    makers: dict[int, list[str]] = defaultdict(list)
-    channels: dict[int, dict[int, None]] = defaultdict(dict)
-    for node, tensor in producers.items():
-        if tensor in lanes:
-            for channel in lanes[tensor].classes.tolist():
-                if channel != FIXED:
-                    channels[find(channel)].setdefault(channel)
-            makers[find(next(c for c in lanes[tensor].classes.tolist() if c != FIXED))].append(node)
-    tensors: dict[int, list[str]] = defaultdict(list)
-    for name, lane in lanes.items():
-        for root in {find(c) for c in np.unique(lane.classes).tolist() if c != FIXED}:
-            tensors[root].append(name)
-    return tuple(
-        _group(tracer, names, tuple(channels[root]), tensors[root], lanes)
-        for root, names in makers.items()
-    )
-
-
-def _joint_covers(
-    groups: Sequence[Group], lanes: Mapping[str, Lane]
-) -> tuple[tuple[tuple[str, int], ...], ...]:
-    """Sets of channels of several groups of which one has to stay: a part of a concatenation."""
-    place = {c: (g.name, at) for g in groups for at, c in enumerate(g.channels)}
-    own = [frozenset(g.channels[at] for at in cover) for g in groups for cover in g.covers]
-    found: dict[frozenset[int], None] = {}
-    for lane in lanes.values():
-        classes = frozenset(np.unique(lane.classes).tolist())
-        several = FIXED not in classes and len({place[c][0] for c in classes if c in place}) > 1
-        if several and classes <= set(place) and not any(cover <= classes for cover in own):
-            found.setdefault(classes)
-    return tuple(tuple(place[c] for c in sorted(classes)) for classes in found)
-
-
-def _group(
-    tracer: Tracer,
-    producers: list[str],
-    channels: tuple[int, ...],
-    tensors: list[str],
-    lanes: Mapping[str, Lane],
-) -> Group:
-    place = {channel: at for at, channel in enumerate(channels)}
-    covers: dict[tuple[int, ...], None] = {}
-    for name in tensors:
-        classes = np.unique(lanes[name].classes).tolist()
-        if all(c in place for c in classes):
-            covers.setdefault(tuple(sorted(place[c] for c in classes)))
-    smallest = [c for c in covers if not any(set(o) < set(c) for o in covers)]
-    consumers = [
-        use.node.name
-        for name in tensors
-        for use in tracer.view.uses(name)
-        if use.node.op_type in LAYERS and use.index == 0
-    ]
-    return Group(
-        name=producers[0],
-        producers=tuple(producers),
-        consumers=tuple(dict.fromkeys(consumers)),
-        channels=channels,
-        tensors=tuple(tensors),
-        covers=tuple(smallest),
-    )

@@ -48,7 +48,7 @@ def toll(facts: Facts, edits: Sequence[Edit]) -> Toll:
     after = sum(
         (_copies(view, t, cuts, replaced, absorbing) for t in sorted(read)), Cost(macs_after)
     )
-    return Toll(nodes, before, after + _new_biases(view, edits))
+    return Toll(nodes, before, after + _new_biases(facts, edits))
 
 
 def _with_vanishing(view: GraphView, edits: Sequence[Edit]) -> tuple[str, ...]:
@@ -138,26 +138,28 @@ def _readers(view: GraphView, tensor: str) -> Iterator[tuple[str, int, int | Non
             open_ends.append((use.node.output[0], along if use.index else axis))
 
 
-def _octets(view: GraphView, node: onnx.NodeProto) -> int:
+def _octets(facts: Facts, node: onnx.NodeProto) -> int:
     """Bytes of a number of the type that a layer computes in."""
-    graph = view.model.graph
-    for value in (*graph.value_info, *graph.output):
-        if value.name == node.output[0] and value.type.tensor_type.elem_type:
-            kind = value.type.tensor_type.elem_type
-            return int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
-    return 4
+    graph = facts.model.graph
+
+    def find() -> dict[str, int]:
+        values = (*graph.value_info, *graph.output)
+        return {value.name: int(value.type.tensor_type.elem_type) for value in values}
+
+    kind = facts.recall("declared types", find).get(node.output[0], onnx.TensorProto.FLOAT)
+    return int(onnx.helper.tensor_dtype_to_np_dtype(kind or onnx.TensorProto.FLOAT).itemsize)
 
 
-def _new_biases(view: GraphView, edits: Sequence[Edit]) -> Cost:
+def _new_biases(facts: Facts, edits: Sequence[Edit]) -> Cost:
     """Biases of layers that had none, or only a number that broadcast."""
-    total = Cost()
+    view, total = facts.view, Cost()
     for edit in edits:
         if not isinstance(edit, Absorb):
             continue
         node = view.nodes[edit.node]
         size = len(edit.addition)
         bias = node.input[2] if node.op_type != "MatMul" and len(node.input) > 2 else ""
-        octets = _octets(view, node)
+        octets = _octets(facts, node)
         if not bias:
             total += Cost(params=size, weight_bytes=size * octets)
             continue

@@ -22,28 +22,31 @@ def conv(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     before, after = at.lane(node.input[0]), at.lane(node.output[0])
     weight = at.shape(node.input[1])
     group = _integer(node, "group", 1)
-    outputs = _mask(after, weight[0], at)
-    inputs = _mask(before, weight[1] * group, at)
+    outputs = _mask(node.output[0], weight[0], at)
+    inputs = _mask(node.input[0], weight[1] * group, at)
     groups, positions = _split(inputs, group)
     axes = {0: np.flatnonzero(outputs), 1: positions}
     yield from _cut(node, 1, axes, weight)
     yield from _bias(node, 2, after, at)
     if groups < group:
         yield SetAttributes(node.name, {"group": groups})
-    if before is not None and len(positions) < weight[1]:
-        tensor = constant_values(at.view, node.input[1])
-        kernel = tensor.reshape(weight[0], weight[1], -1).sum(axis=2)
-        yield from _absorbed(node, _grouped(kernel, group, before, inputs), outputs)
+    if before is not None and len(positions) < weight[1] and _leaves(before, inputs):
+        addition = np.zeros(weight[0])
+        if not at.counting:
+            tensor = constant_values(at.view, node.input[1])
+            kernel = tensor.reshape(weight[0], weight[1], -1).sum(axis=2)
+            addition = _grouped(kernel, group, before, inputs)
+        yield Absorb(node.name, addition[outputs])
 
 
 def conv_transpose(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     """W [in, out / group, *k]; what remains of a removed channel is zero, or it was refused."""
-    before, after = at.lane(node.input[0]), at.lane(node.output[0])
+    after = at.lane(node.output[0])
     weight = at.shape(node.input[1])
     group = _integer(node, "group", 1)
-    inputs = _mask(before, weight[0], at)
+    inputs = _mask(node.input[0], weight[0], at)
     groups, _ = _split(inputs, group)
-    _, positions = _split(_mask(after, weight[1] * group, at), group)
+    _, positions = _split(_mask(node.output[0], weight[1] * group, at), group)
     yield from _cut(node, 1, {0: np.flatnonzero(inputs), 1: positions}, weight)
     yield from _bias(node, 2, after, at)
     if groups < group:
@@ -55,17 +58,21 @@ def dense(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     before, after = at.lane(node.input[0]), at.lane(node.output[0])
     shape = at.shape(node.input[1])
     rows = 1 if _integer(node, "transB", 0) else 0
-    inputs, outputs = _mask(before, shape[rows], at), _mask(after, shape[1 - rows], at)
+    inputs = _mask(node.input[0], shape[rows], at)
+    outputs = _mask(node.output[0], shape[1 - rows], at)
     axes = {rows: np.flatnonzero(inputs), 1 - rows: np.flatnonzero(outputs)}
     yield from _cut(node, 1, axes, shape)
     if node.op_type == "Gemm":
         yield from _bias(node, 2, after, at)
-    if before is not None:
-        matrix = constant_values(at.view, node.input[1])
-        matrix = matrix if rows == 1 else matrix.T
-        alpha = float(attributes(node).get("alpha", 1.0))  # type: ignore[arg-type]
-        gone = np.flatnonzero(~inputs)
-        yield from _absorbed(node, alpha * (matrix[:, gone] @ before.values[gone]), outputs)
+    if before is not None and _leaves(before, inputs):
+        addition = np.zeros(len(outputs))
+        if not at.counting:
+            matrix = constant_values(at.view, node.input[1])
+            matrix = matrix if rows == 1 else matrix.T
+            alpha = float(attributes(node).get("alpha", 1.0))  # type: ignore[arg-type]
+            gone = np.flatnonzero(~inputs)
+            addition = alpha * (matrix[:, gone] @ before.values[gone])
+        yield Absorb(node.name, addition[outputs])
 
 
 def normalisation(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
@@ -73,7 +80,7 @@ def normalisation(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     lane = at.lane(node.output[0])
     if lane is not None and lane.axis == 1:
         for index in range(1, len(node.input)):
-            yield Cut(node.name, index, {0: at.kept(lane)})
+            yield Cut(node.name, index, {0: at.kept(node.output[0])})
 
 
 def group_normalisation(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
@@ -82,7 +89,7 @@ def group_normalisation(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     if lane is None:
         return
     groups = _integer(node, "num_groups", 1)
-    kept = at.kept(lane)
+    kept = at.kept(node.output[0])
     size = len(lane.classes) // groups
     staying = np.unique(kept // size)
     for index in (1, 2):
@@ -91,11 +98,11 @@ def group_normalisation(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     yield SetAttributes(node.name, {"num_groups": len(staying)})
 
 
-def _mask(lane: Lane | None, extent: int, at: Situation) -> _Mask:
+def _mask(tensor: str, extent: int, at: Situation) -> _Mask:
     mask = np.ones(extent, dtype=bool)
-    if lane is not None:
+    if at.lane(tensor) is not None:
         mask[:] = False
-        mask[at.kept(lane)] = True
+        mask[at.kept(tensor)] = True
     return mask
 
 
@@ -120,7 +127,12 @@ def _bias(node: onnx.NodeProto, index: int, lane: Lane | None, at: Situation) ->
         return
     shape = at.shape(node.input[index])
     if shape and shape[-1] > 1:
-        yield Cut(node.name, index, {len(shape) - 1: at.kept(lane)})
+        yield Cut(node.name, index, {len(shape) - 1: at.kept(node.output[0])})
+
+
+def _leaves(lane: Lane, inputs: _Mask) -> bool:
+    """Whether something other than zero is left of the removed channels."""
+    return bool(np.nan_to_num(lane.values[~inputs]).any())
 
 
 def _grouped(
@@ -133,14 +145,6 @@ def _grouped(
     staying = np.asarray(inputs.reshape(group, -1).any(axis=1))
     values = np.where(staying[:, np.newaxis], values, 0.0)
     return np.asarray(np.einsum("goi,gi->go", rows, values).ravel(), dtype=np.float64)
-
-
-def _absorbed(
-    node: onnx.NodeProto, addition: NDArray[np.float64], outputs: _Mask
-) -> Iterator[Edit]:
-    kept = addition[outputs]
-    if kept.any():
-        yield Absorb(node.name, kept)
 
 
 def _integer(node: onnx.NodeProto, name: str, default: int) -> int:

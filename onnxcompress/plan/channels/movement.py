@@ -28,7 +28,7 @@ def split(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     axis = _axis(node, at, 0)
     if lane is None or lane.axis != axis:
         return
-    kept = at.kept(lane)
+    kept = at.kept(node.input[0])
     bounds = np.cumsum([0, *(at.shape(name)[axis] for name in node.output)])
     sizes = [int(((kept >= a) & (kept < b)).sum()) for a, b in pairwise(bounds)]
     if at.view.opset() < 13:
@@ -60,7 +60,7 @@ def slice_(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     if lane.axis not in place:
         return
     at_axis = place.index(lane.axis)
-    kept, extent = at.kept(lane), len(lane.classes)
+    kept, extent = at.kept(node.input[0]), len(lane.classes)
     for bounds in (starts, ends):
         bounds[at_axis] = int((kept < _clamped(bounds[at_axis], extent)).sum())
     if "starts" in given:
@@ -81,12 +81,12 @@ def gather(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     indices = stored.astype(np.int64)
     extent = len(lane.classes)
     place = np.full(extent, -1, dtype=np.int64)
-    kept = at.kept(lane)
+    kept = at.kept(node.input[0])
     place[kept] = np.arange(len(kept))
     chosen = np.where(indices < 0, indices + extent, indices)
     after = at.lane(node.output[0])
     if after is not None and indices.ndim:
-        chosen = chosen.take(at.kept(after), after.axis - axis)
+        chosen = chosen.take(at.kept(node.output[0]), after.axis - axis)
     yield Replace(node.name, 1, place[chosen].astype(stored.dtype))
 
 
@@ -108,7 +108,7 @@ def pad(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     before, after = pads[first], pads[last]
     if (before, after) == (0, 0):
         return
-    kept, extent = at.kept(lane), len(lane.classes)
+    kept, extent = at.kept(node.output[0]), len(lane.classes)
     pads[first] = int((kept < before).sum())
     pads[last] = int((kept >= extent - after).sum())
     if name:
@@ -129,7 +129,7 @@ def sized(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     leave = {"Reshape": {-1}, "Expand": {1}}.get(node.op_type, set())
     if not isinstance(element, Literal) or element.value in leave or node.op_type == "Tile":
         return
-    width = len(at.kept(lane))
+    width = len(at.kept(node.output[0]))
     constant = at.integers(node, index)
     if constant is None:
         yield Patch(node.name, index, {position: width}, len(elements))
@@ -145,10 +145,10 @@ def shuffle(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     after = at.lane(whole.target)
     if lane is None or after is None:
         return
-    kept = at.kept(lane)
+    kept = at.kept(whole.source)
     place = np.full(len(lane.classes), -1, dtype=np.int64)
     place[kept] = np.arange(len(kept))
-    order: Indices = place[np.array(whole.order)[at.kept(after)]]
+    order: Indices = place[np.array(whole.order)[at.kept(whole.target)]]
     yield Permute(whole.nodes, whole.axis, order)
 
 

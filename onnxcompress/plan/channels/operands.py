@@ -22,7 +22,7 @@ def elementwise(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
             shape = at.shape(name)
             axis = lane.axis - (rank - len(shape))
             if axis >= 0 and shape[axis] > 1:
-                yield Cut(node.name, index, {axis: at.kept(lane)})
+                yield Cut(node.name, index, {axis: at.kept(node.output[0])})
 
 
 def quantisation(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
@@ -36,7 +36,7 @@ def quantisation(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
         return
     for index in range(1, len(node.input)):
         if node.input[index] and at.shape(node.input[index]) not in {(), (1,)}:
-            yield Cut(node.name, index, {0: at.kept(lane)})
+            yield Cut(node.name, index, {0: at.kept(node.output[0])})
 
 
 def concat(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
@@ -44,9 +44,10 @@ def concat(node: onnx.NodeProto, at: Situation) -> Iterator[Edit]:
     lane = at.lane(node.output[0])
     axis = attributes(node).get("axis", 1)
     rank = len(at.shape(node.output[0]))
-    if lane is None or not isinstance(axis, int):
+    constants = [name for name in node.input if at.view.is_constant(name)]
+    if lane is None or not isinstance(axis, int) or not constants:
         return
-    kept = at.kept(lane)
+    kept = at.kept(node.output[0])
     start = 0
     for index, name in enumerate(node.input):
         extent = at.shape(name)[lane.axis]

@@ -33,7 +33,11 @@ _RULES: dict[str, Rule] = {
 
 
 def plan_cuts(
-    view: GraphView, coupling: Coupling, removed: Mapping[str, Sequence[int]]
+    view: GraphView,
+    coupling: Coupling,
+    removed: Mapping[str, Sequence[int]],
+    *,
+    counting: bool = False,
 ) -> list[Edit]:
     """Every edit that removing these channels needs.
 
@@ -41,11 +45,12 @@ def plan_cuts(
         view: the graph that the coupling was found on.
         coupling: its coupling.
         removed: channel numbers by name of their group.
+        counting: the edits are only counted; what biases absorb need not be worked out.
 
     Raises:
         PassError: there is no such group or channel, or nothing of a tensor would be left.
     """
-    at = Situation.of(view, coupling, removed)
+    at = Situation.of(view, coupling, removed, counting=counting)
     inside = {name for shuffle in coupling.shuffles.values() for name in shuffle.nodes}
     edits: list[Edit] = []
     for node in at.concerned():

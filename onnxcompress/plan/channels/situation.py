@@ -22,35 +22,49 @@ class Situation:
         coupling: its coupling.
         removed: the classes that go.
         lanes: the lanes of the tensors that lose channels.
+        staying: by tensor, the indices along its lane that stay.
+        counting: whether the edits are only counted: what biases absorb is then left out (zeros).
     """
 
     view: GraphView
     coupling: Coupling
     removed: frozenset[int]
     lanes: Mapping[str, Lane] = field(repr=False)
+    staying: Mapping[str, Indices] = field(repr=False)
+    counting: bool = False
 
     @classmethod
     def of(
-        cls, view: GraphView, coupling: Coupling, removed: Mapping[str, Sequence[int]]
+        cls,
+        view: GraphView,
+        coupling: Coupling,
+        removed: Mapping[str, Sequence[int]],
+        *,
+        counting: bool = False,
     ) -> Situation:
         """The situation when these channels go, by name of their group."""
         classes = coupling.classes(removed)
-        gone = list(classes)
+        # A table by class: this is asked for every tensor of every width that is weighed.
         tensors = dict.fromkeys(t for name in removed for t in coupling.group(name).tensors)
-        lanes = {
-            tensor: coupling.lanes[tensor]
-            for tensor in tensors
-            if np.isin(coupling.lanes[tensor].classes, gone).any()
-        }
-        return cls(view, coupling, classes, lanes)
+        most = max((int(coupling.lanes[tensor].classes.max()) for tensor in tensors), default=0)
+        gone = np.zeros(most + 1, dtype=bool)
+        gone[list(classes)] = True
+        lanes: dict[str, Lane] = {}
+        staying: dict[str, Indices] = {}
+        for tensor in tensors:
+            lost = gone[coupling.lanes[tensor].classes]
+            if lost.any():
+                lanes[tensor] = coupling.lanes[tensor]
+                staying[tensor] = np.flatnonzero(~lost)
+        return cls(view, coupling, classes, lanes, staying, counting)
 
     def lane(self, tensor: str) -> Lane | None:
         """The lane of a tensor that loses channels; None if it loses none."""
         return self.lanes.get(tensor)
 
-    def kept(self, lane: Lane) -> Indices:
-        """The indices of a lane that stay."""
-        return lane.kept(self.removed)
+    def kept(self, tensor: str) -> Indices:
+        """The indices along the lane of a tensor that stay; for tensors that lose channels."""
+        return self.staying[tensor]
 
     def concerned(self) -> list[onnx.NodeProto]:
         """The nodes that read or make a tensor which loses channels, in order of execution."""

@@ -11,10 +11,10 @@ import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from onnxcompress.analyse.coupling.channels import Channels
-from onnxcompress.analyse.coupling.result import Lane
 from onnxcompress.analyse.coupling.rules.table import RULES
 from onnxcompress.errors import OnnxCompressError
 from onnxcompress.plan.channels import plan_cuts
+from onnxcompress.plan.channels.situation import Situation
 
 ENGINE = "onnxcompress.analyse.coupling"
 EDITS = "onnxcompress.plan.channels"
@@ -33,14 +33,18 @@ def _nothing(*_: Any, **__: Any) -> Any:
     return iter(())
 
 
+def _no(*_: Any) -> bool:
+    return False
+
+
 def _passes_through(node: onnx.NodeProto, tracer: Any) -> None:
     """The rule of an operator that would leave ids and values as they are."""
     tracer.put(node, tracer.flow(node.input[0]))
 
 
-def _wrong_ones(lane: Lane, removed: Any) -> np.ndarray:
+def _wrong_ones(at: Situation, tensor: str) -> np.ndarray:
     """As many indices as stay, but the first ones."""
-    return np.arange(int((~np.isin(lane.classes, list(removed))).sum()))
+    return np.arange(len(at.staying[tensor]))
 
 
 def _rule(operator: str) -> Callable[[Any], None]:
@@ -92,7 +96,7 @@ FAULTS: dict[str, tuple[Callable[[Any, str], str], Callable[[Any], None], int]] 
         lambda patch: patch.setattr(Channels, "block", _nothing),
         1,
     ),
-    "constants are not absorbed": (_shift, _set(f"{EDITS}.layers._absorbed", _nothing), 1),
+    "constants are not absorbed": (_shift, _set(f"{EDITS}.layers._leaves", _no), 1),
     "constants are absorbed at borders": (
         _shift,
         _set(f"{ENGINE}.rules.layers._has_padding", lambda _: False),
@@ -121,7 +125,7 @@ FAULTS: dict[str, tuple[Callable[[Any, str], str], Callable[[Any], None], int]] 
     "scales are not cut": (_quantised, _no_edit("QuantizeLinear"), 1),
     "other channels are removed": (
         lambda s, a: str(s.add("Relu", a)),
-        lambda patch: patch.setattr(Lane, "kept", _wrong_ones),
+        lambda patch: patch.setattr(Situation, "kept", _wrong_ones),
         1,
     ),
     "groups are left undecided": (_grouped, _set(f"{ENGINE}.engine.decide", _nothing), 1),

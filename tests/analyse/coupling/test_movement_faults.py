@@ -208,7 +208,7 @@ def indices_not_renumbered(patch: Patch) -> None:
         after = at.lane(node.output[0])
         if after is not None:
             stored = at.view.array(node.input[1])
-            yield editing.Replace(node.name, 1, stored[at.kept(after)])
+            yield editing.Replace(node.name, 1, stored[at.kept(node.output[0])])
 
     patch.setitem(plan_cuts._RULES, "Gather", wrong)
 
