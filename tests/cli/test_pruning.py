@@ -185,10 +185,10 @@ def test_a_wrong_rewrite_is_never_written(
 
     genuine = module.plan_cuts
 
-    def wrong(view: Any, coupling: Any, removed: dict[str, Any]) -> Any:
+    def wrong(view: Any, coupling: Any, removed: dict[str, Any], **more: Any) -> Any:
         if "conv2" in removed:
             removed = {**removed, "conv2": tuple(sorted((c + 1) % 32 for c in removed["conv2"]))}
-        return genuine(view, coupling, removed)
+        return genuine(view, coupling, removed, **more)
 
     monkeypatch.setattr(module, "plan_cuts", wrong)
     out = model.with_name("out.onnx")
