@@ -102,13 +102,13 @@ def test_a_sound_rewrite_is_proved(*, equal: bool) -> None:
 def shifted(group: str) -> Callable[..., Any]:
     """Cuts that remove the neighbours of the channels that were chosen."""
 
-    def cuts(view: Any, coupling: Any, removed: dict[str, tuple[int, ...]]) -> Any:
+    def cuts(view: Any, coupling: Any, removed: dict[str, tuple[int, ...]], **more: Any) -> Any:
         width = coupling.group(group).width
         wrong = {
             name: tuple(sorted((c + 1) % width for c in gone)) if name == group else gone
             for name, gone in removed.items()
         }
-        return plan_cuts(view, coupling, wrong)
+        return plan_cuts(view, coupling, wrong, **more)
 
     return cuts
 
@@ -166,11 +166,11 @@ def test_absorbed_with_the_wrong_sign(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_several_are_guilty(monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other goes, down to nothing: the model comes back as it was."""
 
-    def cuts(view: Any, coupling: Any, removed: dict[str, tuple[int, ...]]) -> Any:
+    def cuts(view: Any, coupling: Any, removed: dict[str, tuple[int, ...]], **more: Any) -> Any:
         for group in tuple(removed):
             width = coupling.group(group).width
             removed = {**removed, group: tuple(sorted((c + 1) % width for c in removed[group]))}
-        return plan_cuts(view, coupling, removed)
+        return plan_cuts(view, coupling, removed, **more)
 
     monkeypatch.setattr("onnxcompress_passes.prune.plan_cuts", cuts)
     model = network()
