@@ -51,7 +51,10 @@ class CollectedActivations:
         Raises:
             ModelError: the model fails on the data.
         """
-        order = np.random.default_rng(self.seed).permutation(len(self.data))[:_SAMPLES]
+        unit = self.data.fixed_batch or 1
+        # Whole batches, where the model insists on a number of samples.
+        count = max(1, _SAMPLES // unit) * unit
+        order = np.random.default_rng(self.seed).permutation(len(self.data))[:count]
         samples = self.data.take(np.sort(order))
         found: dict[str, ChannelStatistics] = {}
         for wave in self._waves(list(axes)):

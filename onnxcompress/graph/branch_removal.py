@@ -50,7 +50,12 @@ def remove_branch(editor: Editor, add: str, index: int, mean: Vector) -> None:
             floor = np.maximum(mean, 0.0) if node_behind is not None else mean
             _become_maximum(editor, maker, floor)
             _pass_by(editor, node, node_behind, shortcut)
-    elif maker is not None and _is_maximum(maker) and _into_bias(editor, maker.inputs[0], mean):
+    elif (
+        maker is not None
+        and _is_maximum(maker, len(mean))
+        and _alive_only_for(editor, maker.inputs[0], maker)
+        and _into_bias(editor, maker.inputs[0], mean)
+    ):
         floor = np.asarray(maker.inputs[1].values, dtype=np.float64).ravel() + mean
         floor = np.maximum(floor, 0.0) if node_behind is not None else floor
         _set_floor(editor, maker, floor)
@@ -113,7 +118,8 @@ def _alive_only_for(editor: Editor, tensor: gs.Tensor, reader: gs.Node) -> bool:
     """Whether `reader` is the only one whose reading of `tensor` still matters."""
     if editor.is_output(tensor) or tensor.name in editor.captured:
         return False
-    return all(node is reader or not editor.is_alive(node) for node in tensor.outputs)
+    once = sum(node is reader for node in tensor.outputs) == 1
+    return once and all(node is reader or not editor.is_alive(node) for node in tensor.outputs)
 
 
 def _maker(tensor: gs.Tensor) -> gs.Node | None:
@@ -124,12 +130,15 @@ def _is_relu(node: gs.Node | None) -> bool:
     return node is not None and node.op == "Relu"
 
 
-def _is_maximum(node: gs.Node | None) -> bool:
+def _is_maximum(node: gs.Node | None, channels: int) -> bool:
+    """Whether a node takes the maximum with one constant per channel, as this module makes it."""
     return (
         node is not None
         and node.op == "Max"
         and len(node.inputs) == 2
         and isinstance(node.inputs[1], gs.Constant)
+        and tuple(node.inputs[1].shape)[:2] == (1, channels)
+        and int(np.prod(node.inputs[1].shape)) == channels
     )
 
 

@@ -69,14 +69,20 @@ def gate(
                 _time_layer(layer, worth, passes, table, memo, seen, timings)
             else:
                 for candidate, excerpts in zip(worth, pairs, strict=True):
-                    timings[candidate_key(candidate)] = together(
-                        [table.compare(one, [other])[0] for one, other in excerpts or ()]
-                    )
-        faster = _steps([c for c in worth if timings[candidate_key(c)].faster], timings)
+                    if excerpts:
+                        timings[candidate_key(candidate)] = together(
+                            [table.compare(one, [other])[0] for one, other in excerpts]
+                        )
+        timed = [c for c in worth if candidate_key(c) in timings]
+        faster = _steps([c for c in timed if timings[candidate_key(c)].faster], timings)
         if faster:
             sites.append(faster)
+        elif worth and not timed:
+            site = worth[0].site
+            reason = "nothing of it can be timed by itself; the gate off takes it all the same"
+            refusals.append(Refusal(site.pass_name, site.node, reason))
         elif worth:
-            best = min((timings[candidate_key(c)] for c in worth), key=lambda t: t.ratio)
+            best = min((timings[candidate_key(c)] for c in timed), key=lambda t: t.ratio)
             refusals.append(
                 Refusal(
                     worth[0].site.pass_name,
@@ -130,7 +136,7 @@ def nothing_to_save(offers: tuple[Candidate[Any], ...]) -> Refusal:
     """The refusal of a site none of whose candidates is cheaper than the layer."""
     site = offers[0].site
     return Refusal(
-        site.pass_name, site.node, "too small: every rank on offer costs more than it saves"
+        site.pass_name, site.node, "too small: nothing on offer saves more than it costs"
     )
 
 

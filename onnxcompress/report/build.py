@@ -132,17 +132,23 @@ def layer_table(
         candidate = chosen.get(node.name)
         if candidate is not None:
             values = candidate.to_dict()
+            # A layer that is still there is counted as it is; one that went with others is free.
+            own = candidate.site.node == node.name or result is None
+            after = left.get(node.name, candidate.after if own else Cost())
             timing = timings.get(candidate_key(candidate))
             row |= {
                 "pass": candidate.site.pass_name,
                 "setting": values["setting"],
-                "macs_after": left.get(node.name, candidate.after).macs,
-                "params_after": left.get(node.name, candidate.after).params,
+                "macs_after": after.macs,
+                "params_after": after.params,
                 "damage": candidate.damage,
                 "latency_ratio": timing.ratio if timing is not None else None,
             }
         else:
-            row |= {"pass": None, "reason": "; ".join(reasons[node.name]) or "no pass looked at it"}
+            row |= {
+                "pass": None,
+                "reason": "; ".join(reasons[node.name]) or "no rewrite that was chosen changes it",
+            }
         rows.append(row)
     rows.extend(
         {

@@ -70,9 +70,9 @@ class Bench:
             passes = {owner.name: owner}
             result = rewrite(self.model, candidates, passes, strict=True, memo=self.memo).model
             expected, found = self._run(reference), self._run(result)
+            return max(_distance(e, f) for e, f in zip(expected, found, strict=True))
         except OnnxCompressError:
             return float("inf")
-        return max(_distance(e, f) for e, f in zip(expected, found, strict=True))
 
     def _run(self, model: onnx.ModelProto) -> list[list[Array]]:
         """Output by output, its values for every batch."""
@@ -87,7 +87,9 @@ def prove(rewritten: Rewritten, passes: Mapping[str, Pass[Any]], bench: Bench) -
     Returns:
         The result with its proofs; where candidates were rolled back, the result without them.
     """
-    samples = sum(len(next(iter(feeds.values()))) for feeds in bench.feeds)
+    samples = sum(
+        max((v.shape[0] for v in feeds.values() if v.ndim), default=1) for feeds in bench.feeds
+    )
     while True:
         proofs: list[Proof] = []
         refusal: Refusal | None = None
@@ -124,8 +126,15 @@ def _distance(expected: Sequence[Array], found: Sequence[Array]) -> float:
     for one, other in zip(expected, found, strict=True):
         if one.shape != other.shape:
             return float("inf")
-        wide = np.asarray(one, dtype=np.float64)
-        squares += float(np.square(wide - np.asarray(other, dtype=np.float64)).sum())
-        norm += float(np.square(wide).sum())
-        count += wide.size
+        if one.dtype.kind not in "fiub":
+            if not np.array_equal(one, other):
+                return float("inf")
+            continue
+        wide, narrow = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
+        finite = np.isfinite(wide)
+        if not np.array_equal(wide[~finite], narrow[~finite], equal_nan=True):
+            return float("inf")
+        squares += float(np.square(wide[finite] - narrow[finite]).sum())
+        norm += float(np.square(wide[finite]).sum())
+        count += int(finite.sum())
     return float(np.sqrt(squares / max(norm, _FLOOR**2 * count))) if count else 0.0

@@ -153,7 +153,7 @@ def _statistics(question: Question) -> dict[str, ChannelStatistics]:
     if collect is None:
         raise UsageError(
             "criteria that look at activations need calibration inputs: give --data, or use "
-            "criterion=weight"
+            "criterion=weight (inspect always, which takes no data)"
         )
     tensors = {layer: activation_of(facts.view, coupling, layer) for layer in question.layers}
     axes = {tensor: coupling.lanes[tensor].axis for tensor in tensors.values()}

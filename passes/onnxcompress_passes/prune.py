@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from onnxcompress.analyse.coupling.result import Coupling, Group
 from onnxcompress.analyse.facts import Facts, Need
@@ -48,6 +47,7 @@ from onnxcompress_passes.prune_branches import (
     branches,
     chosen_means,
     force_to_means,
+    forced,
     replace_by_means,
     staying_channels,
 )
@@ -61,8 +61,6 @@ from onnxcompress_passes.prune_setting import (
 )
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_RUNGS = 8
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -149,9 +147,12 @@ class Prune(Pass[KeptChannels]):
             yield Refusal(self.name, name, reason)
         if self.branches and not self.channels:
             for add, branch in branches(facts).items():
-                if not facts.excluded or facts.excluded.isdisjoint(
-                    (add, *branch_cost(facts, branch, branch_mean(facts, branch))[0])
-                ):
+                mean = branch_mean(facts, branch)
+                changed = (add, *branch_cost(facts, branch, mean)[0]) if facts.excluded else ()
+                kept = [name for name in changed if name in facts.excluded]
+                if kept:
+                    yield Refusal(self.name, add, f"excluded by the user with '{kept[0]}'")
+                else:
                     yield Site(self.name, add)
 
     def candidates(self, site: Site, facts: Facts) -> Sequence[Candidate[KeptChannels]]:
@@ -223,7 +224,7 @@ class Prune(Pass[KeptChannels]):
         gone = coupling.classes(removed_channels(candidates, coupling))
         zero_in(edit, coupling, gone)
         means = chosen_means(candidates, GraphView(edit.model), coupling)
-        force_to_means(edit, [(b, m * staying_channels(b, m, coupling, gone)) for b, m in means])
+        force_to_means(edit, [(b, forced(b, m, coupling, gone)) for b, m in means])
         return True
 
     def excerpts(

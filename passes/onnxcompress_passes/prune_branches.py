@@ -169,3 +169,12 @@ def staying_channels(
     if lane is not None and lane.axis == branch.axis:
         staying = ~np.isin(lane.classes, list(gone))
     return staying
+
+
+def forced(branch: Branch, mean: Array, coupling: Coupling, gone: frozenset[int]) -> Array:
+    """The mean, and where channels go what is left of them when they are zero."""
+    lane = coupling.lanes.get(branch.tensor)
+    if lane is None or lane.axis != branch.axis:
+        return mean
+    staying = staying_channels(branch, mean, coupling, gone)
+    return np.where(staying, mean, np.nan_to_num(lane.values))

@@ -13,7 +13,7 @@ from onnxcompress.plan.channels.plan_cuts import plan_cuts
 
 def reason_to_keep(group: Group, coupling: Coupling, facts: Facts) -> str:
     """Why a group stays as it is, or an empty string."""
-    edits = plan_cuts(facts.view, coupling, {group.name: (_spare(group),)})
+    edits = plan_cuts(facts.view, coupling, {group.name: (0,)})
     excluded = [name for name in toll(facts, edits).touches if name in facts.excluded]
     if set(group.producers) & facts.excluded or excluded:
         return "excluded by the user" + (f" with '{excluded[0]}'" if excluded else "")
@@ -30,9 +30,3 @@ def _finite(facts: Facts, tensor: str) -> bool:
         return bool(np.isfinite(constant_values(facts.view, tensor)).all())
 
     return facts.recall(("finite", tensor), find)
-
-
-def _spare(group: Group) -> int:
-    """A channel that may go by itself."""
-    single = {cover[0] for cover in group.covers if len(cover) == 1}
-    return next(c for c in range(group.width) if c not in single)

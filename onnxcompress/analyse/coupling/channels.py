@@ -28,8 +28,12 @@ class Channels:
             other: ids, of the same shape.
             fixed: why a channel is blocked that meets an element which belongs to none.
         """
-        pairs = np.unique(np.stack([np.ravel(one), np.ravel(other)], axis=1), axis=0)
-        for a, b in pairs[pairs[:, 0] != pairs[:, 1]].tolist():
+        # Each pair as one number: many elements, few pairs.
+        base = len(self._parents)
+        first, second = np.divmod(np.unique(np.ravel(one) * base + np.ravel(other)), base)
+        for a, b in zip(first.tolist(), second.tolist(), strict=True):
+            if a == b:
+                continue
             if FIXED in (a, b):
                 self._reasons.setdefault(self._find(max(a, b)), fixed)
             else:

@@ -93,9 +93,7 @@ def _at_two_samples(
     free = {
         value.name
         for value in view.model.graph.input
-        if value.name in sizes
-        and sizes[value.name][:1] == (1,)
-        and not value.type.tensor_type.shape.dim[0].HasField("dim_value")
+        if sizes.get(value.name) and value.type.tensor_type.shape.dim[0].dim_value < 1
     }
     if not free:
         return None

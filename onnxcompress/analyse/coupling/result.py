@@ -74,7 +74,7 @@ class Coupling:
             concatenations.
         reasons: why classes that are not in a group must stay.
         shuffles: chains of nodes that only permute channels, by their first node.
-        shapes: shape of every tensor at the representative sizes.
+        shapes: shape of every tensor; of two samples where the batch is free.
     """
 
     groups: tuple[Group, ...]

@@ -41,7 +41,7 @@ class Tracer:
 
     Attributes:
         view: the model.
-        shapes: shape of every tensor at the representative sizes.
+        shapes: shape of every tensor; of two samples where the batch is free.
         types: element type of every tensor.
         observed: values of tensors that are computed at run time and decide where data goes.
         runner: executes single nodes.

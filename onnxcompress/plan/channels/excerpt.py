@@ -11,6 +11,7 @@ from onnxcompress.analyse.coupling.result import Coupling
 from onnxcompress.graph.edits import Cut, Edit, SetAttributes
 from onnxcompress.graph.extract import extract_layer
 from onnxcompress.graph.view import GraphView
+from onnxcompress.graph.weights import constant_values, weight_root
 
 TIMED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
@@ -40,11 +41,24 @@ def excerpts(
     layers = dict.fromkeys(node for node, _ in cuts if view.nodes[node].op_type in TIMED)
     pairs = []
     for layer in layers:
-        if not all(view.is_constant(name) for name in view.nodes[layer].input[1:] if name):
-            continue
-        whole = extract_layer(view, layer, shapes)
+        whole = _with_constants(extract_layer(view, layer, shapes), view)
         pairs.append((whole, _cut(whole, cuts, groups, coupling, removed)))
     return pairs
+
+
+def _with_constants(layer: onnx.ModelProto, view: GraphView) -> onnx.ModelProto:
+    """Weights that nodes make of constants (DequantizeLinear, Cast) as the constants they are."""
+    inputs = list(layer.graph.input)
+    del layer.graph.input[:]
+    for value in inputs:
+        if weight_root(view, value.name) is None:
+            layer.graph.input.append(value)
+            continue
+        kind = value.type.tensor_type.elem_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+        values = constant_values(view, value.name).astype(dtype)
+        layer.graph.initializer.append(onnx.numpy_helper.from_array(values, value.name))
+    return layer
 
 
 def _cut(
