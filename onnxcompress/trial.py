@@ -80,7 +80,9 @@ class CalibrationTrial:
         if self.data is None:
             raise UsageError("a trial needs calibration data")
         fewest, most, macs = _PROBE if probe else _TRIAL
-        count = int(np.clip(macs / max(1, self.macs), fewest, most))
+        unit = self.data.fixed_batch or 1
+        # Whole batches, where the model insists on a number of samples.
+        count = max(1, int(np.clip(macs / max(1, self.macs), fewest, most)) // unit) * unit
         # Folders are sorted by class: a random subset, the same in every trial, covers them all.
         order = np.random.default_rng(self.config.seed).permutation(len(self.data))
         return self.data.take(np.sort(order[:count]))
