@@ -9,6 +9,7 @@ so the choice is made with and without whole branches, and a trial decides.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from onnxcompress.graph.cost import Cost
 from onnxcompress.latency.table import LayerTiming
@@ -50,7 +51,7 @@ def for_counted_targets(
         does, the one that saves the most.
     """
     counted = {kind: fraction for kind, fraction in targets.items() if kind in COUNTED}
-    more, best = dict(slack), None
+    more, best, least = dict(slack), None, float("inf")
     for _ in range(_COUNTS):
         choice = for_targets(sites, targets, baseline, timings, factors, slack=more)
         if not counted or not choice.chosen:
@@ -60,13 +61,14 @@ def for_counted_targets(
             kind: getattr(cost, kind) - fraction * getattr(baseline.cost, kind)
             for kind, fraction in counted.items()
         }
-        if all(amount <= 0.0 for amount in missing.values()):
-            best = choice
+        excess = sum(-m / max(1, getattr(baseline.cost, k)) for k, m in missing.items())
+        if all(amount <= 0.0 for amount in missing.values()) and excess < least:
+            best, least = replace(choice, meets=True), excess
         if all(-_CLOSE * getattr(baseline.cost, k) <= m <= 0.0 for k, m in missing.items()):
             break
         for kind, amount in missing.items():
             more[kind] = more.get(kind, 0.0) + amount
-    return best or choice
+    return best or (replace(choice, meets=False) if counted else choice)
 
 
 def with_or_without_branches(
@@ -81,7 +83,7 @@ def with_or_without_branches(
         return everything
     kept = [at for at, offers in enumerate(sites) if not any(c.removes for c in offers)]
     fewer = choose([sites[at] for at in kept], [factors[at] for at in kept])
-    if not fewer.chosen:
+    if not fewer.chosen or (everything.meets and not fewer.meets):
         return everything
     bold, careful = (trial(choice.chosen).error for choice in (everything, fewer))
     return everything if bold < _CLEARLY * careful else fewer

@@ -58,10 +58,17 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Choice:
-    """A choice and how it was found."""
+    """A choice and how it was found.
+
+    Attributes:
+        chosen: the candidates.
+        notes: how they were found, in words.
+        meets: whether it meets the targets, as far as is known before it is measured.
+    """
 
     chosen: Chosen
     notes: tuple[str, ...]
+    meets: bool = True
 
 
 def by_rule(sites: Sites) -> Choice:
@@ -168,7 +175,8 @@ def for_targets(
             for i, offers in enumerate(sites)
         ]
         most = _picked(sites, most_saved(damage, together, None, conflicts=barred))
-        return Choice(most, (f"{_words(targets)} is out of reach: this saves the most",))
+        note = f"{_words(targets)} is out of reach: this saves the most"
+        return Choice(most, (note,), meets=False)
     chosen = _picked(sites, found)
     return Choice(chosen, (f"least predicted damage that meets {_words(targets)}",))
 

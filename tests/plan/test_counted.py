@@ -115,3 +115,26 @@ def test_a_trial_decides_on_branches(offer: Offer, branch_error: float) -> None:
     asked.clear()
     found = with_or_without_branches(sites[1:], [1.0], choose, trial)
     assert (names(found.chosen), asked) == (["a1"], [])
+
+
+def test_a_target_that_only_branches_reach(offer: Offer) -> None:
+    """However much better the careful choice looks, it is no choice if it misses the target."""
+    narrow = [offer("n", 1, (500, 50, 200), 0.1)]
+    branch = [dataclasses.replace(offer("b", 0, (4000, 400, 1600), 0.5), removes=("b",))]
+
+    def choose(sites: Any, factors: Any) -> Choice:
+        def count(chosen: Sequence[Candidate[Any]]) -> Cost:
+            return BASELINE.cost - sum((c.saving for c in chosen), Cost())
+
+        return for_counted_targets(
+            sites, {"macs": 0.7}, BASELINE, {}, factors, slack={}, count=count
+        )
+
+    def trial(chosen: Sequence[Candidate[Any]], *, probe: bool = False) -> Outcome:
+        removes = any(c.removes for c in chosen)
+        return Outcome(ok=True, error=9.0 if removes else 0.1, words="")
+
+    assert not choose([narrow], [1.0]).meets
+    found = with_or_without_branches([narrow, branch], [1.0, 1.0], choose, trial)
+    assert found.meets
+    assert names(found.chosen) == ["b0"]
