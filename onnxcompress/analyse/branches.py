@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import onnx
 
+from onnxcompress.analyse.coupling.grouping import LAYERS
 from onnxcompress.graph.view import GraphView
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _branch(view: GraphView, add: onnx.NodeProto, index: int) -> Branch | None:
     if tensor == shortcut:
         return None
     nodes = _exclusive(view, add, index)
-    layers = [name for name in nodes if view.nodes[name].op_type in _LAYERS]
+    layers = [name for name in nodes if view.nodes[name].op_type in LAYERS]
     reads = {name for node in nodes for name in view.nodes[node].input}
     # Behind a convolution axis 1 holds channels; behind a dense layer it may hold anything.
     if not layers or view.nodes[layers[-1]].op_type not in _CONVOLUTIONS:
@@ -71,7 +71,7 @@ def _branch(view: GraphView, add: onnx.NodeProto, index: int) -> Branch | None:
 def _projects(view: GraphView, add: onnx.NodeProto, index: int, reads: set[str]) -> bool:
     """Whether the shortcut is one convolution, or a few free operators, of the branch's start."""
     nodes = _exclusive(view, add, index)
-    layers = [name for name in nodes if view.nodes[name].op_type in _LAYERS]
+    layers = [name for name in nodes if view.nodes[name].op_type in LAYERS]
     inputs = {name for node in nodes for name in view.nodes[node].input}
     return len(layers) <= 1 and bool(inputs & reads - set(view.initializers))
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 
+from onnxcompress.analyse.coupling.grouping import LAYERS
 from onnxcompress.analyse.coupling.result import Coupling, Group
 from onnxcompress.analyse.facts import Facts, Need
 from onnxcompress.errors import ModelError, UsageError
@@ -59,8 +60,6 @@ from onnxcompress_passes.prune_setting import (
     removed_channels,
     widths,
 )
-
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True)
@@ -137,11 +136,11 @@ class Prune(Pass[KeptChannels]):
             coupling = facts.coupling()
         except ModelError as error:
             for node in facts.model.graph.node:
-                if node.op_type in _LAYERS:
+                if node.op_type in LAYERS:
                     yield Refusal(self.name, node.name, f"coupling cannot be found: {error}")
             return
         for node in facts.model.graph.node:
-            if node.op_type in _LAYERS and node.domain in {"", "ai.onnx"}:
+            if node.op_type in LAYERS and node.domain in {"", "ai.onnx"}:
                 yield self._found(node, coupling, facts)
         for name, reason in quantised_layers(facts, QUANTISED):
             yield Refusal(self.name, name, reason)

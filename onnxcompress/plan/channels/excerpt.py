@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
+from onnxcompress.analyse.coupling.grouping import LAYERS
 from onnxcompress.analyse.coupling.result import Coupling
 from onnxcompress.graph.edits import Cut, Edit, SetAttributes
 from onnxcompress.graph.extract import extract_layer
 from onnxcompress.graph.view import GraphView
 from onnxcompress.graph.weights import constant_values, weight_root
-
-TIMED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def excerpts(
@@ -38,7 +37,7 @@ def excerpts(
         for e in edits
         if isinstance(e, SetAttributes) and "group" in e.values
     }
-    layers = dict.fromkeys(node for node, _ in cuts if view.nodes[node].op_type in TIMED)
+    layers = dict.fromkeys(node for node, _ in cuts if view.nodes[node].op_type in LAYERS)
     pairs = []
     for layer in layers:
         whole = _with_constants(extract_layer(view, layer, shapes), view)
