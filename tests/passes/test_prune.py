@@ -6,8 +6,6 @@ end, through the pass and its plan entry.
 
 from __future__ import annotations
 
-import itertools
-import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -18,21 +16,18 @@ import pytest
 
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.analyse.shapes import shapes_for
-from onnxcompress.errors import ModelError, PassError, UsageError
 from onnxcompress.graph.cost import Cost, model_cost
-from onnxcompress.graph.editor import Editor
 from onnxcompress.plan.contract import (
     Candidate,
     NoCandidate,
     Refusal,
     Site,
-    candidate_from_dict,
 )
-from onnxcompress.plan.registry import parse_pass
 from onnxcompress.rewrite.manager import rewrite
 from onnxcompress_passes.prune import KeptChannels, Prune
 
 Array = np.ndarray
+
 
 CHAIN = """net (float[N, 3, 6, 7] x) => (float[N, 5] y) {
     [one] a = Conv <kernel_shape = [3, 3]> (x, w1, b1)
@@ -59,18 +54,24 @@ RESIDUAL = """net (float[N, 3, 6, 7] x) => (float[N, 5, 6, 7] y) {
     [sum] f = Add (b, e)
     [r1] g = Relu (f)
     [last] y = Conv <kernel_shape = [1, 1]> (g, w3) }"""
+
+
 CONCAT = """net (float[N, 3, 6, 7] x) => (float[N, 5, 6, 7] y) {
     [one] a = Conv <kernel_shape = [1, 1]> (x, w0)
     [two] b = Conv <kernel_shape = [1, 1]> (x, w1)
     [r1] c = Sigmoid (b)
     [join] d = Concat <axis = 1> (a, c)
     [last] y = Conv <kernel_shape = [1, 1]> (d, w2, b2) }"""
+
+
 DEPTHWISE = """net (float[N, 3, 6, 7] x) => (float[N, 5, 6, 7] y) {
     [one] a = Conv <kernel_shape = [1, 1]> (x, w0, b0)
     [r1] b = Clip (a, low, high)
     [dw] c = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1], group = 12> (b, w1, b1)
     [r2] d = Clip (c, low, high)
     [last] y = Conv <kernel_shape = [1, 1]> (d, w2) }"""
+
+
 SHARED = """net (float[N, 3, 6, 7] x, float[N, 3, 3, 2] z)
         => (float[N, 5, 6, 7] y, float[N, 5, 3, 2] u) {
     [near] a = Conv <kernel_shape = [1, 1]> (x, w, b)
@@ -79,12 +80,16 @@ SHARED = """net (float[N, 3, 6, 7] x, float[N, 3, 3, 2] z)
     [far] d = Conv <kernel_shape = [1, 1]> (z, w, b)
     [r2] e = Sigmoid (d)
     [far_last] u = Conv <kernel_shape = [1, 1]> (e, v) }"""
+
+
 DEQUANTISED = """net (float[N, 3, 6, 7] x) => (float[N, 5, 6, 7] y) {
     [dq0] v0 = DequantizeLinear <axis = 0> (q0, s0, z0)
     [one] a = Conv <kernel_shape = [1, 1]> (x, v0, b0)
     [r1] b = Sigmoid (a)
     [dq1] v1 = DequantizeLinear (q1, s1)
     [last] y = Conv <kernel_shape = [1, 1]> (b, v1) }"""
+
+
 MATMUL = """net (float[N, 6] x) => (float[N, 4] y) {
     [one] a = MatMul (x, w0)
     [plus] b = Add (b0, a)
@@ -151,47 +156,6 @@ def applied(model: onnx.ModelProto, *candidates: Candidate[KeptChannels]) -> onn
 
 def counted(model: onnx.ModelProto, facts: Facts) -> Cost:
     return model_cost(model, shapes_for(model, facts.sizes))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"criterion": "taste"}, ["criterion='taste'", "weight", "apoz"]),
-        ({"norm": "l3"}, ["norm='l3'", "l2", "min"]),
-        ({"normalise": "max"}, ["normalise='max'", "minmax", "none"]),
-        ({"combine": "min"}, ["combine='min'", "mean", "sum"]),
-        ({"scope": "world"}, ["scope='world'", "global"]),
-        ({"channels": -0.1}, ["channels=-0.1", "between 0 and 1"]),
-        ({"channels": 1.5}, ["channels=1.5", "between 0 and 1"]),
-        ({"channels": float("nan")}, ["channels=nan", "between 0 and 1"]),
-        ({"channels": "half"}, ["channels='half'", "not a number"]),
-        ({"channels": True}, ["channels=True", "not a number"]),
-        ({"round_to": -1}, ["round_to=-1", ">= 0"]),
-        ({"round_to": 2.0}, ["round_to=2.0", "whole"]),
-        ({"per_step": -3}, ["per_step=-3", ">= 0"]),
-        ({"per_step": True}, ["per_step=True", "whole"]),
-        ({"branches": 1}, ["branches=1", "true or false"]),
-        ({"seed": -1}, ["seed=-1"]),
-        ({"seed": 0.5}, ["seed=0.5"]),
-    ],
-    ids=lambda value: str(value) if isinstance(value, dict) else "",
-)
-def test_options_that_make_no_sense(options: dict[str, Any], words: list[str]) -> None:
-    with pytest.raises(UsageError) as caught:
-        Prune(**options)
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in ("prune", *words):
-        assert word in message
-
-
-def test_options_as_text() -> None:
-    text = (
-        "prune:criterion=apoz,norm=l1,normalise=minmax,combine=max,channels=0.25,scope=global,"
-        "round_to=4,per_step=2,branches=false,seed=7"
-    )
-    expected = Prune("apoz", "l1", "minmax", "max", 0.25, "global", 4, 2, branches=False, seed=7)
-    assert parse_pass(text) == expected
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -289,33 +253,6 @@ def test_planted_costs_do_not_pass(nets: Any, monkeypatch: pytest.MonkeyPatch) -
 
 def widths(candidates: Sequence[Candidate[KeptChannels]]) -> list[int]:
     return [len(candidate.setting.kept) for candidate in candidates]
-
-
-@pytest.mark.parametrize(
-    ("full", "round_to", "expected"),
-    [
-        (64, 16, [64, 48, 32, 16]),
-        (64, 24, [64, 48, 24]),
-        (6, 1, [6, 5, 4, 3, 2, 1]),
-        (6, 4, [6, 4]),
-        (6, 0, [6, 5, 4, 3, 2, 1]),
-    ],
-)
-def test_widths_as_asked(nets: Any, full: int, round_to: int, expected: list[int]) -> None:
-    facts = nets.facts(chain(nets, one=full))
-    assert widths(offers(Prune(round_to=round_to), facts)["one"]) == expected
-
-
-@pytest.mark.parametrize("full", [12, 16, 17, 40, 64, 80, 512])
-def test_widths_on_offer(nets: Any, full: int) -> None:
-    """All multiples of some power of two: a dozen or so, and never more than two dozen."""
-    facts = nets.facts(chain(nets, one=full, two=4))
-    found = widths(offers(Prune(), facts)["one"])
-    assert found[0] == full
-    step = found[-1]
-    assert step.bit_count() == 1
-    assert found[1:] == [w for w in range(full - 1, 0, -1) if w % step == 0]
-    assert 8 <= len(found) <= 24
 
 
 def test_no_smaller_width(nets: Any) -> None:
@@ -486,119 +423,3 @@ def test_quantised_layers_are_refused(nets: Any) -> None:
         [whole] y = ConvInteger (x, w) }"""
     facts = nets.facts(nets.build(text, w=np.ones((5, 3, 1, 1), np.uint8)))
     assert "quantised already" in refused(Prune(), facts)["whole"]
-
-
-SETTINGS = [{"kept": [0, 2, 3]}, {"kept": [3, 0, 2, 2], "mean": []}]
-
-
-@pytest.mark.parametrize("values", SETTINGS)
-def test_settings_are_read(values: dict[str, Any]) -> None:
-    assert Prune().load_setting(values) == KeptChannels((0, 2, 3))
-    assert Prune().load_setting({"kept": [], "mean": [0.5, -1]}) == KeptChannels((), (0.5, -1.0))
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        [],
-        None,
-        {"kept": []},
-        {"kept": [], "mean": []},
-        {"kept": [0], "mean": [1.0]},
-        {"kept": "012"},
-        {"kept": [0.0]},
-        {"kept": [True]},
-        {"kept": [0], "width": 3},
-        {"kept": None},
-        {"kept": [], "mean": ["x"]},
-        {"kept": [], "mean": [float("nan")]},
-        {"kept": [], "mean": [float("inf")]},
-        {"mean": [1.0]},
-    ],
-)
-def test_settings_that_make_no_sense(values: Any) -> None:
-    with pytest.raises(UsageError, match="prune") as caught:
-        Prune().load_setting(values)
-    assert "\n" not in str(caught.value)
-
-
-def octets(model: onnx.ModelProto) -> bytes:
-    return model.SerializeToString(deterministic=True)
-
-
-@pytest.mark.parametrize("name", ["residual", "concat"])
-def test_replayed_from_the_plan_file(nets: Any, name: str) -> None:
-    """Candidates survive JSON, and their rewrite needs nothing else."""
-    facts = nets.facts(graph(nets, name))
-    for candidates in offers(Prune(), facts).values():
-        for candidate in candidates:
-            text = json.dumps(candidate.to_dict(), allow_nan=False)
-            again = candidate_from_dict(json.loads(text), Prune())
-            assert again.setting == candidate.setting
-            assert octets(applied(facts.model, again)) == octets(applied(facts.model, candidate))
-
-
-@pytest.mark.parametrize("name", ["chain", "residual", "concat"])
-def test_groups_in_any_order(nets: Any, kit: Any, name: str) -> None:
-    """The same bytes, and as many channels as each group has by itself."""
-    facts = nets.facts(graph(nets, name))
-    chosen = [candidates[-1] for candidates in offers(Prune(), facts).values()]
-    assert len(chosen) == 2
-    results = {octets(applied(facts.model, *order)) for order in itertools.permutations(chosen)}
-    assert len(results) == 1
-    (both,) = results
-    model = onnx.load_model_from_string(both)
-    onnx.checker.check_model(model, full_check=True)
-    for candidate in chosen:
-        weight = next(n for n in model.graph.node if n.name == candidate.site.node).input[1]
-        (dims,) = (tuple(t.dims) for t in model.graph.initializer if t.name == weight)
-        assert dims[0] == len(candidate.setting.kept)
-    feeds = nets.samples(model, 2)
-    (alone,), (found,) = kit.run(applied(facts.model, chosen[0]), feeds), kit.run(model, feeds)
-    assert alone.shape == found.shape
-    assert not np.allclose(alone, found)
-
-
-def test_a_graph_is_pruned_once(nets: Any) -> None:
-    """Channel numbers count on the original."""
-    facts = nets.facts(chain(nets))
-    first, second = (candidates[-1] for candidates in offers(Prune(), facts).values())
-    edit = Editor(facts.model)
-    Prune().rewrite(first, edit)
-    with pytest.raises(ModelError, match="already"):
-        Prune().rewrite(second, edit)
-
-
-def test_channels_that_are_not_there(nets: Any) -> None:
-    facts = nets.facts(chain(nets))
-
-    def kept(node: str, *channels: int) -> Candidate[KeptChannels]:
-        return Candidate(Site("prune", node), KeptChannels(channels), (node,), Cost(), Cost(), 0.0)
-
-    for candidate, words in (
-        (kept("one", 0, 12), "12 channels, not 12"),
-        (kept("one", -1), "12 channels, not -1"),
-        (kept("fc", 0), "'fc'"),
-        (kept("nowhere", 0), "'nowhere'"),
-    ):
-        with pytest.raises(PassError, match=words):
-            Prune().rewrite(candidate, Editor(facts.model))
-
-
-def test_a_mean_that_fits_no_branch(nets: Any) -> None:
-    facts = nets.facts(graph(nets, "residual"))
-    for node, mean in (("sum", (0.5,) * 11), ("stem", (0.5,) * 12)):
-        candidate = Candidate(
-            Site("prune", node), KeptChannels((), mean), (node,), Cost(), Cost(), 0.0
-        )
-        with pytest.raises(PassError, match=f"no residual branch.*'{node}'"):
-            Prune().rewrite(candidate, Editor(facts.model))
-
-
-def test_activations_are_asked_for(nets: Any) -> None:
-    facts = nets.facts(chain(nets))
-    for criterion in ("activation-mean", "activation-std", "apoz"):
-        owner = Prune(criterion)
-        with pytest.raises(UsageError, match="--data"):
-            offers(owner, facts)

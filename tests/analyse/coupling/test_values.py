@@ -17,6 +17,7 @@ from onnx import TensorProto
 # few roundings of 2**-24, and the sum by as many again in another order.
 ROUNDING = 2.0**-21
 
+
 LEAVES = {
     # operator: (attributes, first opset, value at zero)
     "Sigmoid": ({}, 9, 0.5),
@@ -219,101 +220,6 @@ def test_constants_of_two_streams_multiply(sketch: Any, pruning: Any, extents: A
     pruning.check(s.model(y), widths={"one": c})
 
 
-def _norm(s: Any, a: str, c: int, name: str = "norm") -> str:
-    """A BatchNormalization that is exact: epsilon 1/4, variances 3/4 and 15/4."""
-    channel = np.arange(c)
-    constants = [
-        s.constant(1.0 + channel % 3),
-        s.constant(1.0 + channel % 5),
-        s.constant(channel % 4 - 1.0),
-        s.constant(np.where(channel % 2, 0.75, 3.75)),
-    ]
-    return str(s.add("BatchNormalization", a, *constants, name=name, epsilon=0.25))
-
-
-@pytest.mark.parametrize("opset", [9, 14, 15])
-@pytest.mark.parametrize("relu", [False, True])
-def test_batch_norm_behind_a_relu(
-    sketch: Any, pruning: Any, extents: Any, opset: int, *, relu: bool
-) -> None:
-    s, c = sketch(opset), extents.inner
-
-    def middle(a: str) -> str:
-        a = _norm(s, s.add("Relu", a), c)
-        return str(s.add("Relu", a)) if relu else a
-
-    case = pruning.check(s.sandwich(extents, middle, kernel=2), widths={"first": c})
-    # Without a Relu behind it, it was folded into 'second'.
-    kept = any(node.op_type == "BatchNormalization" for node in case.model.graph.node)
-    assert kept == relu
-
-
-def test_batch_norm_before_a_padded_conv(sketch: Any, pruning: Any, extents: Any) -> None:
-    # Pre-activation: what BatchNormalization leaves shows at borders unless the Relu takes it.
-    s, c = sketch(), extents.inner
-    channel = np.arange(c)
-    bias, mean = s.constant(np.where(channel % 2, 1.0, -2.0)), s.constant(np.zeros(c))
-
-    def middle(a: str) -> str:
-        parts = [s.constant(np.ones(c)), bias, mean, s.constant(np.full(c, 0.75))]
-        a = s.add("BatchNormalization", s.add("Relu", a), *parts, epsilon=0.25)
-        return str(s.add("Relu", a))
-
-    case = pruning.check(
-        s.sandwich(extents, middle, kernel=3, pads=[1] * 4), widths={"first": (c + 1) // 2}
-    )
-    lane = case.coupling.lanes["first_out"]
-    assert np.flatnonzero(lane.classes).tolist() == list(range(0, c, 2))
-
-
-def test_batch_norm_behind_a_concat(sketch: Any, pruning: Any, extents: Any) -> None:
-    # DenseNet: what a channel leaves depends on where in the concatenation it stands.
-    s, c = sketch(), extents.inner
-    x = s.input(extents.image)
-    a, b = s.conv(x, extents.source, c, name="one"), s.conv(x, extents.source, 5, name="other")
-    joined = s.add("Concat", a, b, axis=1)
-    left = s.conv(s.add("Relu", _norm(s, joined, c + 5)), c + 5, 4, name="left")
-    right = s.conv(s.add("Concat", a, left, axis=1), c + 4, extents.outer, name="right")
-    case = pruning.check(s.model(right), widths={"one": c, "other": 5, "left": 4})
-    assert any(node.op_type == "BatchNormalization" for node in case.model.graph.node)
-
-
-@pytest.mark.parametrize("dense", ["Gemm", "MatMul"])
-def test_batch_norm_through_pooling_into_a_dense_layer(
-    sketch: Any, pruning: Any, extents: Any, dense: str
-) -> None:
-    s, c = sketch(), extents.inner
-    a = s.conv(s.input(extents.image), extents.source, c, name="first")
-    a = s.add("Relu", _norm(s, s.add("Relu", a), c))
-    a = s.add("Flatten", s.add("GlobalMaxPool", a))
-    y = s.add(dense, a, s.whole([c, extents.outer]), name="second")
-    pruning.check(s.model(y), widths={"first": c})
-
-
-def test_batch_norm_through_flatten_into_a_dense_layer(
-    sketch: Any, pruning: Any, extents: Any
-) -> None:
-    s, c = sketch(), extents.inner
-    a = s.conv(s.input(extents.image), extents.source, c, name="first")
-    a = s.add("Flatten", s.add("Relu", _norm(s, s.add("Relu", a), c)))
-    count = c * extents.height * extents.width
-    y = s.add("Gemm", a, s.whole([count, extents.outer]), s.whole([extents.outer]), name="second")
-    pruning.check(s.model(y), widths={"first": c})
-
-
-@pytest.mark.parametrize(("inner", "group", "width"), [(8, 2, 4), (8, 4, 4), (6, 6, 6)])
-def test_batch_norm_before_a_grouped_conv(
-    sketch: Any, pruning: Any, inner: int, group: int, width: int
-) -> None:
-    s = sketch()
-    a = s.conv(s.input([2, 3, 5, 7]), 3, inner, name="first")
-    a = s.add("Relu", _norm(s, s.add("Relu", a), inner))
-    b = s.conv(a, inner, inner, 2, name="grouped", group=group)
-    y = s.conv(s.add("Relu", b), inner, 5, name="second")
-    case = pruning.check(s.model(y))
-    assert case.widths["first"] == width
-
-
 @pytest.mark.parametrize("mode", ["AveragePool", "MaxPool", "GlobalAveragePool"])
 def test_pooling_keeps_constants(sketch: Any, pruning: Any, extents: Any, mode: str) -> None:
     # Whole numbers over windows of 4 are exact; over all of 5 by 7 they are rounded.
@@ -364,18 +270,6 @@ def test_constant_that_reaches_an_output_is_refused(sketch: Any, pruning: Any) -
     pruning.check(s.model(y), widths={}, refused={"first": "graph's output"})
 
 
-def test_half_precision_sigmoid(sketch: Any, pruning: Any, extents: Any) -> None:
-    s, c = sketch(), extents.inner
-    kind = {"dtype": np.float16}
-    x = s.input(extents.image, kind=TensorProto.FLOAT16)
-    a = s.add("Conv", x, s.whole([c, extents.source, 1, 1], low=-1, high=1, **kind), name="first")
-    a = s.add("Sigmoid", a)
-    b = s.whole([extents.outer], **kind)
-    y = s.add("Conv", a, s.whole([extents.outer, c, 1, 1], **kind), b, name="second")
-    # float16 has 11 bits; the result is rounded once, and so is the new bias.
-    pruning.check(s.model(y), widths={"first": c}, tolerance=4 * 2.0**-11)
-
-
 @pytest.mark.parametrize("shared", [False, True])
 def test_absorption_into_a_bias_that_others_read(
     sketch: Any, pruning: Any, extents: Any, *, shared: bool
@@ -391,100 +285,6 @@ def test_absorption_into_a_bias_that_others_read(
         s.add("Conv", x, s.whole([4, extents.source, 1, 1]), other, name="neighbour"),
     ]
     pruning.check(s.model(*ends), widths={"first": c})
-
-
-@pytest.mark.parametrize("scale", [[], ["c"]], ids=["per tensor", "per axis"])
-@pytest.mark.parametrize(("opset", "zero_point"), [(13, 0), (13, 3), (21, 3), (23, 3)])
-def test_quantised_activations(
-    sketch: Any, pruning: Any, extents: Any, scale: list[str], opset: int, zero_point: int
-) -> None:
-    # Quantised and back, zero is zero again, whatever the zero point.
-    s, c = sketch(opset), extents.inner
-    more = {"axis": 1} if scale else {}
-
-    def middle(a: str) -> str:
-        steps = 2.0 ** (np.arange(c) % 3) if scale else 2.0
-        points = np.full(c, zero_point) if scale else zero_point
-        step, point = s.constant(steps), s.constant(points, dtype=np.int8)
-        b = s.add("QuantizeLinear", a, step, point, **more)
-        return str(s.add("DequantizeLinear", b, step, point, **more))
-
-    model = s.sandwich(extents, middle, kernel=3, pads=[1] * 4)
-    pruning.check(model, widths={"first": c})
-
-
-@pytest.mark.parametrize("axis", [0, 2, 3, -1])
-def test_quantised_along_another_axis(sketch: Any, pruning: Any, extents: Any, axis: int) -> None:
-    # With equal extents, a scale along the height or width must not be taken for one per channel.
-    s, c = sketch(), extents.inner
-    extent = [extents.batch, c, extents.height, extents.width][axis]
-
-    def middle(a: str) -> str:
-        step = s.constant(2.0 ** (np.arange(extent) % 3))
-        point = s.constant(np.zeros(extent), dtype=np.int8)
-        b = s.add("QuantizeLinear", a, step, point, axis=axis)
-        return str(s.add("DequantizeLinear", b, step, point, axis=axis))
-
-    pruning.check(s.sandwich(extents, middle), widths={"first": c})
-
-
-def test_quantised_constant_is_absorbed_as_it_is_quantised(
-    sketch: Any, pruning: Any, extents: Any
-) -> None:
-    # 1 in steps of 3/4 is 3/4: rounded to one step before the bias takes it.
-    s, c = sketch(), extents.inner
-
-    def middle(a: str) -> str:
-        a = s.add("Add", a, s.constant(1.0))
-        step, point = s.constant(0.75), s.constant(5, dtype=np.uint8)
-        return str(s.add("DequantizeLinear", s.add("QuantizeLinear", a, step, point), step, point))
-
-    pruning.check(s.sandwich(extents, middle), widths={"first": c})
-
-
-def test_quantised_constant_that_saturates(sketch: Any, pruning: Any, extents: Any) -> None:
-    # -4 below a zero point of 2 is cut off at -2.
-    s, c = sketch(), extents.inner
-
-    def middle(a: str) -> str:
-        a = s.add("Sub", a, s.constant(4.0))
-        step, point = s.constant(1.0), s.constant(2, dtype=np.uint8)
-        return str(s.add("DequantizeLinear", s.add("QuantizeLinear", a, step, point), step, point))
-
-    pruning.check(s.sandwich(extents, middle), widths={"first": c})
-
-
-def test_unsigned_by_default(sketch: Any, pruning: Any, extents: Any) -> None:
-    # Without a zero point QuantizeLinear makes uint8.
-    s, c = sketch(), extents.inner
-
-    def middle(a: str) -> str:
-        step = s.constant(0.5)
-        return str(s.add("DequantizeLinear", s.add("QuantizeLinear", a, step), step))
-
-    pruning.check(s.sandwich(extents, middle, kernel=3, pads=[1] * 4), widths={"first": c})
-
-
-def test_dequantised_weight_takes_a_constant(sketch: Any, pruning: Any, extents: Any) -> None:
-    s, c = sketch(), extents.inner
-    weight = s.whole([extents.outer, c, 2, 2], dtype=np.int8, low=-3, high=3)
-    scale = s.constant(2.0 ** (np.arange(extents.outer) % 3 - 1))
-    a = s.conv(s.input(extents.image), extents.source, c, name="first")
-    a = s.add("Add", a, s.whole([c, 1, 1]))
-    w = s.add("DequantizeLinear", weight, scale, axis=0)
-    y = s.add("Conv", a, w, s.whole([extents.outer]), name="second")
-    pruning.check(s.model(y), widths={"first": c})
-
-
-def test_dequantised_weight_without_a_bias_takes_a_constant(
-    sketch: Any, pruning: Any, extents: Any
-) -> None:
-    s, c = sketch(), extents.inner
-    weight = s.whole([extents.outer, c, 2, 2], dtype=np.int8, low=-3, high=3)
-    a = s.conv(s.input(extents.image), extents.source, c, name="first")
-    a = s.add("Add", a, s.whole([c, 1, 1]))
-    y = s.add("Conv", a, s.add("DequantizeLinear", weight, s.constant(0.5)), name="second")
-    pruning.check(s.model(y), widths={"first": c})
 
 
 @pytest.mark.parametrize("extents", ["distinct"], indirect=True)
@@ -528,49 +328,6 @@ def test_zero_divided_by_what_becomes_zero_with_it(sketch: Any, pruning: Any, ex
         return str(s.add("Div", a, s.add("LayerNormalization", a, scale, axis=-1), name="ratio"))
 
     pruning.check(s.sandwich(extents, middle), widths={}, refused={"first": "'ratio'"})
-
-
-@pytest.mark.parametrize("consumer", ["Conv", "MatMul"])
-@pytest.mark.parametrize("bias", [False, True])
-def test_weight_in_half_precision_behind_a_cast_takes_a_constant(
-    sketch: Any, pruning: Any, consumer: str, *, bias: bool
-) -> None:
-    # Stored as float16, computed in float32: the new bias is float32.
-    s = sketch()
-    half = {"dtype": np.float16}
-    if consumer == "Conv":
-        a = s.conv(s.input([2, 3, 5, 7]), 3, 6, name="first")
-        w = s.add("Cast", s.whole([4, 6, 1, 1], **half), to=TensorProto.FLOAT)
-    else:
-        a = s.add("MatMul", s.input([2, 3]), s.whole([3, 6]), name="first")
-        w = s.add("Cast", s.whole([6, 4], **half), to=TensorProto.FLOAT)
-    a = s.add("Add", a, s.constant(1.0))
-    if consumer == "Conv":
-        y = s.add("Conv", a, w, *([s.whole([4])] if bias else []), name="second")
-    else:
-        y = s.add("MatMul", a, w, name="second")
-        y = s.add("Add", y, s.whole([4])) if bias else y
-    pruning.check(s.model(y), widths={"first": 6})
-
-
-def test_weight_dequantised_to_half_precision_takes_a_constant(sketch: Any, pruning: Any) -> None:
-    s = sketch(19)
-    half = {"dtype": np.float16}
-    x = s.input([2, 3, 5, 7], kind=TensorProto.FLOAT16)
-    a = s.add("Conv", x, s.whole([6, 3, 1, 1], low=-1, high=1, **half), name="first")
-    a = s.add("Add", a, s.constant(1.0, **half))
-    w = s.add("DequantizeLinear", s.whole([4, 6, 1, 1], dtype=np.int8), s.constant(0.5, **half))
-    pruning.check(s.model(s.add("Conv", a, w, name="second")), widths={"first": 6})
-
-
-def test_quantised_constant_near_the_middle_of_a_step(sketch: Any, pruning: Any) -> None:
-    # In float32 0.35 / 0.1 is 3.5, which is rounded to 4; in float64 it stays below, at 3.
-    s = sketch()
-    step, point = s.constant(0.1), s.constant(0, dtype=np.int8)
-    a = s.add("Add", s.conv(s.input([2, 3, 5, 7]), 3, 6, name="first"), s.constant(0.35))
-    a = s.add("DequantizeLinear", s.add("QuantizeLinear", a, step, point), step, point)
-    model = s.model(s.conv(a, 6, 4, name="second"))
-    pruning.check(model, widths={"first": 6}, tolerance=6 * ROUNDING)
 
 
 @pytest.mark.parametrize(
