@@ -40,6 +40,10 @@ class ModelError(OnnxCompressError, ValueError):
     exit_code = 3
 
 
+class GradientError(ModelError):
+    """A gradient is asked for that the network's operators do not give."""
+
+
 class DataError(OnnxCompressError, ValueError):
     """The data is unreadable, or does not fit the model."""
 

@@ -23,6 +23,7 @@ LAYERS = [
     # The stages, in the order in which they run.
     {"load"},
     {"analyse"},
+    {"gradients"},
     {"calibrate"},
     {"plan"},
     {"rewrite"},

@@ -1,0 +1,1 @@
+"""For every operator: how a gradient at its outputs becomes one at its inputs."""

@@ -1,0 +1,130 @@
+"""What a network answers, and the loss that its answers are held to.
+
+A classifier is held to classes: cross-entropy, on the logits in front of a final Softmax. Any
+other network is held to its own outputs: half the squared distance, relative to each output's
+energy. That loss and its gradient vanish at the network itself, so a random cotangent takes the
+place of the gradient: for signs v, E[(v' J z)^2] = |J z|^2, which is what removing z costs to
+second order (Gauss-Newton).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcompress.errors import GradientError
+from onnxcompress.gradients.emitter import Emitter
+from onnxcompress.gradients.known import Known, Shape
+from onnxcompress.graph.view import FLOATING_TYPES, GraphView, attributes
+from onnxcompress.runtime import Array
+
+FLOAT = 1
+_LAYOUT = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+_SMALLEST = 1e-30
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the loss is computed from.
+
+    Attributes:
+        outputs: the floating-point outputs.
+        classes: how many classes there are; 0 where the answer is not a class.
+        logits: the tensor that holds one score per class.
+        probabilities: whether those scores are probabilities already.
+    """
+
+    outputs: tuple[str, ...]
+    classes: int = 0
+    logits: str = ""
+    probabilities: bool = False
+
+
+def is_class_shape(shape: Sequence[int | str | None]) -> bool:
+    """Whether an output of this shape can be class scores: [N, K], K > 1, then ones."""
+    return (
+        len(shape) >= 2
+        and isinstance(shape[1], int)
+        and shape[1] > 1
+        and all(extent == 1 for extent in shape[2:])
+    )
+
+
+def find_answer(view: GraphView, shapes: Mapping[str, Shape], types: Mapping[str, int]) -> Answer:
+    """Read off the graph what kind of answer it gives.
+
+    Raises:
+        GradientError: no output is a floating-point tensor.
+    """
+    outputs = tuple(name for name in view.outputs if types.get(name) in FLOATING_TYPES)
+    if not outputs:
+        raise GradientError("no output of the network is a floating-point tensor")
+    shape = shapes[outputs[0]]
+    if len(outputs) > 1 or not is_class_shape(shape):
+        return Answer(outputs)
+    tensor = outputs[0]
+    while (node := view.producers.get(tensor)) is not None and node.op_type in _LAYOUT:
+        tensor = node.input[0]
+    if node is not None and node.op_type in {"Softmax", "LogSoftmax"} and not node.domain:
+        before = shapes[node.input[0]]
+        axis = int(str(attributes(node).get("axis", -1))) % len(before)
+        # Nothing else may lie along the axis of the classes, in whatever layout they stand.
+        if before[axis] == shape[1] and before[0] == shape[0] and axis > 0:
+            return Answer(outputs, shape[1], node.input[0])
+    return Answer(outputs, shape[1], outputs[0])
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss inside a graph.
+
+    Attributes:
+        seeds: its gradient in the tensors that it is computed from.
+        target: input [N, K] with the class of every sample as a distribution; empty where the
+            answer is not a class.
+        cotangents: by output, the input that takes its gradient; empty for a classifier.
+        scores: log-probabilities [N, K] of a classifier.
+    """
+
+    seeds: Mapping[str, str]
+    target: str
+    cotangents: Mapping[str, str]
+    scores: str
+
+
+def emit_loss(known: Known, emit: Emitter, answer: Answer, batch: int) -> Loss:
+    """Emit the loss of every sample's answer, and the gradient of their sum.
+
+    Raises:
+        GradientError: an output has no batch axis.
+    """
+    for name in answer.outputs:
+        if batch > 1 and known.shapes[name][:1] != (batch,):
+            raise GradientError(f"output '{name}' has no batch axis: samples cannot be told apart")
+    if not answer.classes:
+        inputs = {
+            name: emit.input("cotangent", known.types[name], known.shapes[name])
+            for name in answer.outputs
+        }
+        return Loss(inputs, "", inputs, "")
+    kind, shape = known.types[answer.logits], known.shapes[answer.logits]
+    target = emit.input("target", FLOAT, [batch, answer.classes])
+    rows = emit.sizes([batch, answer.classes])
+    logits = emit.op("Reshape", emit.op("Cast", answer.logits, to=FLOAT), rows)
+    probability = ""
+    if answer.probabilities:
+        smallest = emit.constant(_float32(_SMALLEST))
+        probability = emit.op("Max", logits, smallest)
+        logits = emit.op("Log", probability)
+    scores = emit.op("LogSoftmax", logits, axis=1)
+    seed = emit.op("Sub", emit.op("Exp", scores), target)
+    if probability:
+        seed = emit.op("Div", seed, probability)
+    shaped = emit.op("Reshape", seed, emit.sizes(shape))
+    return Loss({answer.logits: emit.op("Cast", shaped, to=kind)}, target, {}, scores)
+
+
+def _float32(value: float) -> Array:
+    return np.asarray(value, dtype=np.float32)
