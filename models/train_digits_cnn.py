@@ -10,8 +10,6 @@ README.md in this folder says what to install.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 from collections import OrderedDict
 from pathlib import Path
 
@@ -21,7 +19,7 @@ import onnx
 import onnxruntime
 import torch
 from export_digits import MODELS, Part, digits, split_part, write
-from scipy import stats
+from manifest import enter, write_card
 from torch import nn
 
 WIDTHS = (64, 128, 128, 128, 128)
@@ -43,8 +41,6 @@ DESCRIPTIONS = {
     "digits_test.npz": "797 labelled test images (x, y), never used in training",
     "digits_train.npz": "1,000 unlabelled training images (x), for calibration",
 }
-CARD_START = "<!-- measured: written by train_digits_cnn.py -->"
-CARD_END = "<!-- end of measured -->"
 
 
 def build() -> nn.Sequential:
@@ -155,46 +151,6 @@ def torch_logits(network: nn.Sequential, part: Part) -> npt.NDArray[np.float32]:
     return logits
 
 
-def write_manifest(correct: int, total: int) -> dict[str, dict[str, object]]:
-    """Write manifest.json and return its entries, by file name."""
-    files: dict[str, dict[str, object]] = {}
-    for name, description in DESCRIPTIONS.items():
-        content = (MODELS / name).read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        files[name] = {"sha256": digest, "bytes": len(content), "description": description}
-    files["digits_cnn.onnx"] |= {"test_correct": correct, "test_total": total}
-    text = json.dumps({"files": files}, indent=2) + "\n"
-    (MODELS / "manifest.json").write_text(text, encoding="utf-8")
-    return files
-
-
-def write_card(files: dict[str, dict[str, object]], correct: int, total: int) -> None:
-    """Replace the measured part of digits_cnn.md."""
-    interval = stats.binomtest(correct, total).proportion_ci(0.95, method="wilson")
-    entry = files["digits_cnn.onnx"]
-    initializers = onnx.load(MODELS / "digits_cnn.onnx").graph.initializer
-    parameters = sum(
-        int(np.prod(tensor.dims))
-        for tensor in initializers
-        if tensor.data_type == onnx.TensorProto.FLOAT
-    )
-    rows = [
-        "| what | value |",
-        "| --- | --- |",
-        f"| right answers on `digits_test.npz`, ONNX Runtime CPU | {correct} of {total} |",
-        f"| test accuracy | {correct / total:.2%} |",
-        f"| Wilson 95 % interval | {interval.low:.2%} to {interval.high:.2%} |",
-        f"| parameters, batch normalisation folded | {parameters:,} |",
-        f"| file size | {entry['bytes']:,} bytes |",
-        f"| sha256 | `{entry['sha256']}` |",
-    ]
-    card = MODELS / "digits_cnn.md"
-    before, rest = card.read_text(encoding="utf-8").split(CARD_START)
-    after = rest.split(CARD_END)[1]
-    block = "\n".join([CARD_START, "", *rows, "", CARD_END])
-    card.write_text(before + block + after, encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train digits_cnn and write what models/ ships.")
     parser.add_argument("--validate", action="store_true", help="hold out training images instead")
@@ -213,7 +169,13 @@ def main() -> None:
     logits = run(path, test.images)
     np.testing.assert_allclose(logits, torch_logits(network, test), atol=EXPORT_TOLERANCE, rtol=0)
     correct, total = right_answers(logits, test), len(test.labels)
-    write_card(write_manifest(correct, total), correct, total)
+    enter(MODELS, DESCRIPTIONS, {path.name: (correct, total)})
+    write_card(
+        path,
+        test_set="`digits_test.npz`",
+        parameters_are="parameters, batch normalisation folded",
+        script="train_digits_cnn.py",
+    )
     print(f"test: {correct} of {total} right")
 
 

@@ -15,7 +15,12 @@ import onnxcompress
 from onnxcompress.embedded import DEFAULT_ROOTS, embedded, embedded_names, search_roots
 from onnxcompress.errors import ModelError, UsageError
 
-SHIPPED = ("digits_cnn.onnx", "digits_test.npz", "digits_train.npz")
+SHIPPED = ("digits_cnn.onnx", "digits_test.npz", "digits_train.npz", "vgg_tiny.onnx")
+# Each network: the shape of its images, and its convolutions in order.
+NETWORKS = {
+    "digits_cnn.onnx": ((1, 8, 8), ["conv1", "conv2", "conv3", "conv4", "conv5"]),
+    "vgg_tiny.onnx": ((1, 28, 28), ["conv1", "conv2", "conv3"]),
+}
 # Of different lengths, with a byte that text mode would convert.
 FILES = {"a.onnx": b"\x00weights\r\n\xff", "b.npz": b"PK\x03\x04"}
 
@@ -193,8 +198,9 @@ def test_the_data_is_scikit_learns_digits() -> None:
     assert (np.abs(found - share) < 1).all()
 
 
-def test_the_model_is_one_valid_file_with_the_promised_interface() -> None:
-    path = embedded("digits_cnn.onnx")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_model_is_one_valid_file_with_the_promised_interface(name: str) -> None:
+    path, (image, convolutions) = embedded(name), NETWORKS[name]
     model = onnx.load(path, load_external_data=False)
     onnx.checker.check_model(model, full_check=True)
 
@@ -208,15 +214,15 @@ def test_the_model_is_one_valid_file_with_the_promised_interface() -> None:
             for value in values
         ]
 
-    assert signature(model.graph.input) == [("image", onnx.TensorProto.FLOAT, ["N", 1, 8, 8])]
+    assert signature(model.graph.input) == [("image", onnx.TensorProto.FLOAT, ["N", *image])]
     assert signature(model.graph.output) == [("logits", onnx.TensorProto.FLOAT, ["N", 10])]
     assert not any(tensor.external_data for tensor in model.graph.initializer)
-    convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
-    assert convolutions == ["conv1", "conv2", "conv3", "conv4", "conv5"]
+    assert [node.name for node in model.graph.node if node.op_type == "Conv"] == convolutions
 
 
-def test_the_model_does_not_tell_whose_machine_it_was_made_on() -> None:
-    content = embedded("digits_cnn.onnx").read_bytes()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_model_does_not_tell_whose_machine_it_was_made_on(name: str) -> None:
+    content = embedded(name).read_bytes()
     assert b"site-packages" not in content
     assert b"File " not in content
 
@@ -241,21 +247,22 @@ def test_the_accuracy_on_the_card_is_reproduced(batch: int) -> None:
     assert abs(correct - entry["test_correct"]) <= 1
 
 
-def test_the_card_agrees_with_the_manifest() -> None:
-    entry = manifest_entry("digits_cnn.onnx")
-    card = embedded("digits_cnn.onnx").with_name("digits_cnn.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_card_agrees_with_the_manifest(name: str) -> None:
+    entry = manifest_entry(name)
+    card = embedded(name).with_suffix(".md").read_text(encoding="utf-8")
     correct, total = entry["test_correct"], entry["test_total"]
     # Wilson's interval in closed form: E. B. Wilson, JASA 22 (1927) 209-212.
     z, p = 1.959963984540054, correct / total
     middle = (p + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z / (1 + z**2 / total) * np.sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
-    initializers = onnx.load(embedded("digits_cnn.onnx")).graph.initializer
+    initializers = onnx.load(embedded(name)).graph.initializer
     weights = [t for t in initializers if t.data_type == onnx.TensorProto.FLOAT]
     parameters = sum(onnx.numpy_helper.to_array(tensor).size for tensor in weights)
     for phrase in (
         f"`{entry['sha256']}`",
         f"{entry['bytes']:,} bytes",
-        f"{correct} of {total}",
+        f"{correct:,} of {total:,}",
         f"{p:.2%}",
         f"{middle - half:.2%} to {middle + half:.2%}",
         f"| {parameters:,} |",
