@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,13 +77,7 @@ class Config:
         names = [p.name for p in self.passes]
         if len(set(names)) != len(names):
             raise UsageError(f"pass '{max(names, key=names.count)}' is given twice")
-        for pattern in self.exclude:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UsageError(
-                    f"--exclude '{pattern}' is no regular expression: {error}"
-                ) from error
+        check_patterns(self.exclude)
 
     @property
     def gated(self) -> bool:
@@ -98,7 +92,30 @@ class Config:
         Raises:
             UsageError: a pattern matches no node; a typing error would compress what it names.
         """
-        for pattern in self.exclude:
-            if not any(re.search(pattern, name) for name in names):
-                raise UsageError(f"--exclude '{pattern}' matches no node: `inspect` lists them")
-        return frozenset(n for n in names if any(re.search(p, n) for p in self.exclude))
+        return matching(self.exclude, names)
+
+
+def check_patterns(patterns: Sequence[str]) -> None:
+    """Refuse what is no regular expression.
+
+    Raises:
+        UsageError: a pattern is none.
+    """
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"--exclude '{pattern}' is no regular expression: {error}") from error
+
+
+def matching(patterns: Sequence[str], names: Sequence[str]) -> frozenset[str]:
+    """The names in which a pattern is found.
+
+    Raises:
+        UsageError: a pattern matches no node; a typing error would miss what it names.
+    """
+    check_patterns(patterns)
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names):
+            raise UsageError(f"--exclude '{pattern}' matches no node: `inspect` lists them")
+    return frozenset(n for n in names if any(re.search(p, n) for p in patterns))

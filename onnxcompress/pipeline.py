@@ -7,16 +7,16 @@ from typing import Any
 
 import onnx
 
+from onnxcompress.analyse.answers import declared_answers, is_classifier
 from onnxcompress.analyse.facts import Facts, analyse
 from onnxcompress.analyse.sizes import random_feeds, representative_sizes
-from onnxcompress.calibrate.activations import CollectedActivations
+from onnxcompress.calibrate.collectors import with_collectors
 from onnxcompress.calibrate.inputs import Inputs, open_inputs
 from onnxcompress.config import Config
 from onnxcompress.errors import BoundError, DataError
-from onnxcompress.graph.view import FLOATING_TYPES
 from onnxcompress.load.canonical import Canonical, canonicalise
 from onnxcompress.load.source import ModelSource, Source, read_source
-from onnxcompress.load.trust import computes_the_same
+from onnxcompress.load.trust import trusted
 from onnxcompress.plan.plan import Plan
 from onnxcompress.planning import Planner
 from onnxcompress.progress import Progress, Silent
@@ -30,7 +30,7 @@ from onnxcompress.verify.accuracy import (
     judge_accuracy,
     unverified_accuracy,
 )
-from onnxcompress.verify.metrics import Metric, is_classifier, parse_metric
+from onnxcompress.verify.metrics import Metric, parse_metric
 from onnxcompress.verify.verdict import Verdict, verify
 
 _MAX_ATTEMPTS = 6
@@ -181,21 +181,13 @@ def prepare(source: ModelSource, config: Config, progress: Progress) -> Prepared
     sizes = representative_sizes(
         canonical.model, config.shapes, batch=config.batch, seen=inputs.sizes
     )
-    if canonical.slimmed:
-        feeds = random_feeds(given.model, sizes, seed=config.seed)
-        if not computes_the_same(given.model, canonical.model, feeds, config.execution):
-            canonical = canonicalise(given.model, fold_constants=False)
-            note = "constant folding skipped: onnxslim changed the outputs"
-            canonical = replace(canonical, notes=(*canonical.notes, note))
+    feeds = random_feeds(given.model, sizes, seed=config.seed)
+    canonical = trusted(given.model, canonical, feeds, config.execution)
     progress.stage("analyse")
     names = [node.name for node in canonical.model.graph.node]
     facts = analyse(canonical.model, sizes, excluded=config.excluded(names))
     if inputs.calibration is not None:
-        facts = facts.with_activations(
-            CollectedActivations(
-                canonical.model, facts.shapes(), inputs.calibration, config.execution, config.seed
-            )
-        )
+        facts = with_collectors(facts, inputs.calibration, config.execution, config.seed)
     for note in canonical.notes:
         progress.note(note)
     return Prepared(given, canonical, inputs, facts, config)
@@ -229,11 +221,7 @@ def verdict_metric(prepared: Prepared) -> Metric | None:
     data, config = prepared.inputs.verdict, prepared.config
     if data is None:
         return None
-    shapes = [
-        [d.dim_value if d.HasField("dim_value") else None for d in o.type.tensor_type.shape.dim]
-        for o in prepared.source.model.graph.output
-        if o.type.tensor_type.elem_type in FLOATING_TYPES
-    ]
+    shapes = declared_answers(prepared.source.model)
     labelled = data.labels is not None and not prepared.inputs.held_out and is_classifier(shapes)
     metric = parse_metric(config.metric or ("top1" if labelled else "agreement"))
     if metric.needs_labels and data.labels is None:

@@ -33,7 +33,7 @@ LAYERS = [
     {"trial"},
     {"planning"},
     {"pipeline"},
-    {"search", "finetune"},
+    {"search", "finetune", "saliency"},
     {"api"},
     {"cli", "testing"},
     {"__main__"},

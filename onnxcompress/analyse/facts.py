@@ -12,6 +12,7 @@ import onnx
 from onnxcompress.analyse.activations import Activations
 from onnxcompress.analyse.coupling.engine import couple
 from onnxcompress.analyse.coupling.result import Coupling
+from onnxcompress.analyse.sensitivity import Sensitivity
 from onnxcompress.analyse.shapes import shapes_for
 from onnxcompress.errors import ModelError, PassError
 from onnxcompress.graph.cost import Cost, Shapes, model_cost, node_cost, node_macs
@@ -27,6 +28,7 @@ class Need(enum.Enum):
     SHAPES = "shapes"
     COUPLING = "coupling"
     ACTIVATIONS = "activations"
+    GRADIENTS = "gradients"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Facts:
     excluded: frozenset[str] = frozenset()
     _shapes: Shapes = field(default_factory=dict, repr=False)
     _activations: Activations | None = field(default=None, repr=False)
+    _sensitivity: Sensitivity | None = field(default=None, repr=False)
     _found: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
     _allowed: frozenset[Need] | None = None
 
@@ -129,9 +132,18 @@ class Facts:
         self._demand(Need.ACTIVATIONS)
         return self._activations
 
+    def sensitivity(self) -> Sensitivity | None:
+        """What the loss does on calibration inputs; None without any. Needs GRADIENTS."""
+        self._demand(Need.GRADIENTS)
+        return self._sensitivity
+
     def with_activations(self, activations: Activations) -> Facts:
         """The same facts, and statistics of calibration inputs."""
         return replace(self, _activations=activations, _found={})
+
+    def with_sensitivity(self, sensitivity: Sensitivity) -> Facts:
+        """The same facts, and what the loss does on calibration inputs."""
+        return replace(self, _sensitivity=sensitivity, _found={})
 
     def recall(self, key: Hashable, find: Callable[[], T]) -> T:
         """What `find` finds, looked up once per model: passes keep no state of their own.

@@ -9,11 +9,12 @@ second order (Gauss-Newton).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from onnxcompress.analyse.answers import declared_answers, is_classifier
 from onnxcompress.errors import GradientError
 from onnxcompress.gradients.emitter import Emitter
 from onnxcompress.gradients.known import Known, Shape
@@ -42,16 +43,6 @@ class Answer:
     probabilities: bool = False
 
 
-def is_class_shape(shape: Sequence[int | str | None]) -> bool:
-    """Whether an output of this shape can be class scores: [N, K], K > 1, then ones."""
-    return (
-        len(shape) >= 2
-        and isinstance(shape[1], int)
-        and shape[1] > 1
-        and all(extent == 1 for extent in shape[2:])
-    )
-
-
 def find_answer(view: GraphView, shapes: Mapping[str, Shape], types: Mapping[str, int]) -> Answer:
     """Read off the graph what kind of answer it gives.
 
@@ -61,9 +52,9 @@ def find_answer(view: GraphView, shapes: Mapping[str, Shape], types: Mapping[str
     outputs = tuple(name for name in view.outputs if types.get(name) in FLOATING_TYPES)
     if not outputs:
         raise GradientError("no output of the network is a floating-point tensor")
-    shape = shapes[outputs[0]]
-    if len(outputs) > 1 or not is_class_shape(shape):
+    if not is_classifier(declared_answers(view.model)):
         return Answer(outputs)
+    shape = shapes[outputs[0]]
     tensor = outputs[0]
     while (node := view.producers.get(tensor)) is not None and node.op_type in _LAYOUT:
         tensor = node.input[0]

@@ -8,6 +8,7 @@ from math import inf
 
 import numpy as np
 
+from onnxcompress.analyse.answers import is_classifier
 from onnxcompress.errors import DataError, UsageError
 from onnxcompress.verify.bootstrap import bootstrap_mean_difference, bootstrap_snr
 from onnxcompress.verify.fidelity import (
@@ -23,7 +24,7 @@ from onnxcompress.verify.intervals import (
     samples_for_half_width,
     tango_interval,
 )
-from onnxcompress.verify.metrics import AGREEMENT, Metric, is_classifier
+from onnxcompress.verify.metrics import AGREEMENT, Metric
 from onnxcompress.verify.results import Drop, Judgement, MetricResult
 
 _REPORT_LEVEL = 0.95

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from onnxcompress.analyse.answers import is_class_shape
 from onnxcompress.calibrate.function import current_directory_first
 from onnxcompress.errors import DataError, UsageError
 from onnxcompress.verify.fidelity import (
@@ -109,31 +110,10 @@ def parse_metric(text: str) -> Metric:
     return Metric(text, function)
 
 
-def is_classifier(output_shapes: Sequence[Sequence[int | str | None]]) -> bool:
-    """Whether a network's answer is a class.
-
-    Args:
-        output_shapes: Shapes of the floating-point outputs only.
-
-    Returns:
-        True for exactly one output, of shape [N, K] with K > 1 but for trailing extents of one.
-    """
-    return len(output_shapes) == 1 and _is_class_shape(output_shapes[0])
-
-
-def _is_class_shape(shape: Sequence[int | str | None]) -> bool:
-    return (
-        len(shape) >= 2
-        and isinstance(shape[1], int)
-        and shape[1] > 1
-        and all(extent == 1 for extent in shape[2:])
-    )
-
-
 def _class_scores(outputs: Sequence[Array], metric: str) -> Array:
     """The one output [N, K] that holds class scores."""
     arrays = [np.asarray(values) for values in outputs]
-    found = [x.reshape(x.shape[:2]) for x in arrays if is_floating(x) and _is_class_shape(x.shape)]
+    found = [x.reshape(x.shape[:2]) for x in arrays if is_floating(x) and is_class_shape(x.shape)]
     if len(found) != 1:
         shapes = ", ".join(str(list(values.shape)) for values in arrays)
         raise UsageError(

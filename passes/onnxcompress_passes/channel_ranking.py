@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 
 from onnxcompress.analyse.coupling.result import Coupling
 from onnxcompress.analyse.facts import Facts
-from onnxcompress_passes.channel_scores import CRITERIA, Criterion, Question
+from onnxcompress.plan.saliency.criteria import scores
+from onnxcompress.plan.saliency.flops import mflops_per_channel
+from onnxcompress.plan.saliency.normalise import normalised
+from onnxcompress.plan.saliency.question import Criterion, Question
 
 Array = NDArray[np.float64]
 Removals = tuple[tuple[str, int], ...]
 """(group, channel) in the order in which they go."""
 
-NORMALISATIONS = ("l2", "l1", "minmax", "none")
 _COMBINE: dict[str, Callable[[list[float]], float]] = {
     "mean": lambda scores: float(np.mean(scores)),
     "sum": lambda scores: float(np.sum(scores)),
@@ -43,12 +45,22 @@ class Ranking:
     scope: str
     per_step: int
     seed: int
+    flops: float = 0.0
 
 
 def channel_scores(
-    question: Question, criterion: Criterion, normalise: str, combine: str
+    question: Question, criterion: Criterion, normalise: str, combine: str, flops: float = 0.0
 ) -> dict[str, Array]:
-    """Scores [width] of every group's channels."""
+    """Scores [width] of every group's channels.
+
+    Args:
+        question: what is asked.
+        criterion: scores the channels of every layer.
+        normalise: how scores become comparable between layers.
+        combine: how those of the layers of a group become one.
+        flops: subtracted from the normalised scores, per million operations of a channel
+            (Molchanov et al. 2017, eq. 12).
+    """
     raw = criterion(question)
     gone = list(question.coupling.classes(question.removed))
     values: dict[int, list[float]] = defaultdict(list)
@@ -58,40 +70,19 @@ def channel_scores(
         left = ~np.isin(classes, gone)
         line = np.zeros(len(classes))
         line[left] = normalised(raw[layer][left], normalise)
+        if flops:
+            line[left] -= flops * mflops_per_channel(question, layer)
         by_class: dict[int, list[float]] = defaultdict(list)
         for score, channel in zip(line.tolist(), classes.tolist(), strict=True):
             by_class[channel].append(score)
         # Several positions of one layer count once: a layer is one voice among the members.
-        for channel, scores in by_class.items():
-            values[channel].append(float(np.mean(scores)))
+        for channel, found in by_class.items():
+            values[channel].append(float(np.mean(found)))
     together = _COMBINE[combine]
     return {
         group.name: np.array([together(values[c]) for c in group.channels])
         for group in question.coupling.groups
     }
-
-
-def normalised(scores: Array, how: str) -> Array:
-    """Scores of one layer, comparable between layers.
-
-    Args:
-        scores: raw scores [channels].
-        how: `none`; `l1` and `l2` divide by the norm of all scores of the layer; `minmax` maps
-            the smallest to 0 and the largest to 1. Equal scores stay as they are where the
-            divisor would be zero.
-    """
-    match how:
-        case "none":
-            return scores
-        case "minmax":
-            shifted: Array = scores - scores.min(initial=np.inf)
-            span = float(shifted.max(initial=0.0))
-            return shifted / span if span else shifted
-        case "l1":
-            total = float(np.abs(scores).sum())
-        case _:
-            total = float(np.sqrt(np.square(scores).sum()))
-    return scores / total if total else scores
 
 
 def removal_sequence(facts: Facts, coupling: Coupling, ranking: Ranking) -> Removals:
@@ -102,19 +93,23 @@ def removal_sequence(facts: Facts, coupling: Coupling, ranking: Ranking) -> Remo
     Raises:
         UsageError: the criterion needs data that is not there.
     """
-    criterion = CRITERIA[ranking.criterion]
+
+    def criterion(question: Question) -> dict[str, Array]:
+        return scores(ranking.criterion, question)
 
     def score(removed: Mapping[str, Sequence[int]]) -> dict[str, Array]:
         gone = {name: tuple(channels) for name, channels in removed.items() if channels}
         question = Question(facts, coupling, gone, ranking.norm, ranking.seed)
-        return channel_scores(question, criterion, ranking.normalise, ranking.combine)
+        return channel_scores(
+            question, criterion, ranking.normalise, ranking.combine, ranking.flops
+        )
 
     groups = coupling.groups
     if ranking.per_step == 0:
-        scores = score({})
-        kept = _always_kept(coupling, scores)
+        found = score({})
+        kept = _always_kept(coupling, found)
         ranked = [
-            (float(scores[group.name][channel]), at, channel)
+            (float(found[group.name][channel]), at, channel)
             for at, group in enumerate(groups)
             for channel in range(group.width)
             if (group.name, channel) not in kept

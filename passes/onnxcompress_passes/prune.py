@@ -29,16 +29,17 @@ from onnxcompress.plan.channels.known import coupling_of
 from onnxcompress.plan.channels.plan_cuts import plan_cuts
 from onnxcompress.plan.channels.remove import zero_in
 from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Refusal, Site
+from onnxcompress.plan.saliency.criteria import CRITERIA
+from onnxcompress.plan.saliency.filters import NORMS
+from onnxcompress.plan.saliency.normalise import NORMALISATIONS
 from onnxcompress_passes.channel_ranking import (
     COMBINATIONS,
-    NORMALISATIONS,
     SCOPES,
     Ranking,
     Removals,
     order_within,
     removal_sequence,
 )
-from onnxcompress_passes.channel_scores import CRITERIA, NORMS
 from onnxcompress_passes.eligibility import QUANTISED, quantised_layers
 from onnxcompress_passes.prune_branches import (
     branch_cost,
@@ -96,10 +97,16 @@ class Prune(Pass[KeptChannels]):
         default=True,
         metadata={"help": "offer residual branches at width zero: replaced by their mean"},
     )
+    flops: float = field(
+        default=0.0,
+        metadata={"help": "taken off normalised scores per million operations of a channel"},
+    )
     seed: int = field(default=0, metadata={"help": "of criterion=random"})
 
     name: ClassVar[str] = "prune"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.SHAPES, Need.COUPLING, Need.ACTIVATIONS})
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {Need.SHAPES, Need.COUPLING, Need.ACTIVATIONS, Need.GRADIENTS}
+    )
     # Channels that go take accuracy along that nothing repairs yet: only on request.
     in_balanced: ClassVar[bool] = False
     setting_type: ClassVar[type] = KeptChannels
@@ -114,8 +121,11 @@ class Prune(Pass[KeptChannels]):
         ):
             if value not in known:
                 raise UsageError(f"prune: {option}={value!r} is none of {', '.join(known)}")
-        if isinstance(self.channels, bool) or not isinstance(self.channels, (int, float)):
-            raise UsageError(f"prune: channels={self.channels!r} is not a number")
+        for option, number in (("channels", self.channels), ("flops", self.flops)):
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                raise UsageError(f"prune: {option}={number!r} is not a number")
+        if not 0.0 <= self.flops < float("inf"):
+            raise UsageError(f"prune: flops={self.flops!r} must be a number >= 0")
         if not 0.0 <= self.channels <= 1.0:
             raise UsageError(f"prune: channels={self.channels!r} must lie between 0 and 1")
         if self.scope == "global" and not self.channels and not self.per_step:
@@ -280,6 +290,7 @@ class Prune(Pass[KeptChannels]):
             self.scope,
             self.per_step,
             self.seed,
+            self.flops,
         )
         return facts.recall(ranking, lambda: removal_sequence(facts, coupling, ranking))
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-import onnxcompress_passes.channel_scores as scores_module
+import onnxcompress.plan.saliency.question as question_module
 from onnxcompress.analyse.coupling.result import Coupling
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.errors import PassError
@@ -195,7 +195,7 @@ def test_later_scores_come_from_the_masked_network(
     # In the first step 'two' loses its least, channel 2; then channel 0 has become nothing.
     expected = (("one", 0), ("two", 2), ("one", 1), ("two", 0))
     assert sequence() == expected
-    monkeypatch.setattr(scores_module, "zero_channels", lambda model, *_: model)
+    monkeypatch.setattr(question_module, "zero_channels", lambda model, *_: model)
     assert sequence() == (("one", 0), ("two", 2), ("one", 1), ("two", 1))
 
 

@@ -16,8 +16,11 @@ import pytest
 
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.errors import UsageError
-from onnxcompress_passes.channel_ranking import channel_scores, normalised
-from onnxcompress_passes.channel_scores import CRITERIA, Question, activation_of
+from onnxcompress.plan.saliency.criteria import CRITERIA
+from onnxcompress.plan.saliency.normalise import normalised
+from onnxcompress.plan.saliency.question import Question
+from onnxcompress.plan.saliency.taps import activation_of
+from onnxcompress_passes.channel_ranking import channel_scores
 
 Array = np.ndarray
 
@@ -132,7 +135,7 @@ def test_weight(nets: Any, kind: str, gone: tuple[int, ...], norm: str) -> None:
     left_out = {group.channels[i] for i in gone if i < group.width}
     missing = {at for at, c in enumerate(lane.classes.tolist()) if c in left_out}
     removed = {"first": tuple(i for i in gone if i < group.width)} if gone else {}
-    found = CRITERIA["weight"](ask(facts, removed, norm=norm))["layer"]
+    found = CRITERIA["weight"].score(ask(facts, removed, norm=norm))["layer"]
     expected = [
         slow_norm(FILTERS[node.op_type](weight, node, channel, missing), norm)
         for channel in range(len(found))
@@ -153,7 +156,7 @@ def test_the_weight_of_a_quantised_layer_is_what_it_stands_for(nets: Any) -> Non
     scale = np.float32([0.5, 0.01, 2.0, 0.125])
     zero = np.int8([3, -7, 0, 11])
     model = nets.build(text, q=q, scale=scale, zero=zero, v=(2, 4, 1, 1))
-    found = CRITERIA["weight"](ask(nets.facts(model), norm="l1"))["layer"]
+    found = CRITERIA["weight"].score(ask(nets.facts(model), norm="l1"))["layer"]
     expected = [
         float(scale[o]) * sum(abs(int(q[o, i, 0, 0]) - int(zero[o])) for i in range(3))
         for o in range(4)
@@ -219,7 +222,7 @@ def test_activations(nets: Any, tap: Callable[..., Array], kind: str, criterion:
     model = tapped(nets, chain)
     feeds = nets.samples(model, 35)
     facts = nets.facts(model, feeds)
-    found = CRITERIA[criterion](ask(facts))["layer"]
+    found = CRITERIA[criterion].score(ask(facts))["layer"]
     values = tap(model, tensor, feeds)
     expected = []
     for channel in range(5):
@@ -242,8 +245,8 @@ def test_activations_of_what_is_left(nets: Any, tap: Callable[..., Array], crite
     model = network(nets, "Conv")
     feeds = nets.samples(model, 9)
     facts = nets.facts(model, feeds)
-    whole = CRITERIA[criterion](ask(facts))
-    found = CRITERIA[criterion](ask(facts, {"first": (0, 3)}))
+    whole = CRITERIA[criterion].score(ask(facts))
+    found = CRITERIA[criterion].score(ask(facts, {"first": (0, 3)}))
     # Filters of zeros (there is no bias) make channels of zeros.
     masked = onnx.ModelProto()
     masked.CopyFrom(model)
@@ -266,18 +269,18 @@ def test_activations_of_what_is_left(nets: Any, tap: Callable[..., Array], crite
 @pytest.mark.parametrize("criterion", ["activation-mean", "activation-std", "apoz"])
 def test_activations_need_data(nets: Any, criterion: str) -> None:
     with pytest.raises(UsageError, match="--data"):
-        CRITERIA[criterion](ask(nets.facts(network(nets, "Conv"))))
+        CRITERIA[criterion].score(ask(nets.facts(network(nets, "Conv"))))
 
 
 def test_random(nets: Any) -> None:
     """The same for the same seed, whatever the weights; other numbers for every layer and seed."""
-    one = CRITERIA["random"](ask(nets.facts(network(nets, "Conv, equal extents")), seed=7))
+    one = CRITERIA["random"].score(ask(nets.facts(network(nets, "Conv, equal extents")), seed=7))
     other = nets.facts(network(nets, "Conv, equal extents"))
     for tensor in other.model.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor) + 1
         tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-    again = CRITERIA["random"](ask(other, seed=7))
-    third = CRITERIA["random"](ask(other, seed=8))
+    again = CRITERIA["random"].score(ask(other, seed=7))
+    third = CRITERIA["random"].score(ask(other, seed=8))
     assert set(one) == {"first", "layer"}
     for layer, scores in one.items():
         assert np.array_equal(scores, again[layer])

@@ -1,0 +1,189 @@
+"""The oracle: what the loss becomes when channels are set to zero, one set after the other.
+
+What does not depend on an ablated channel is computed once per sample and kept: only the suffix
+of the graph behind it runs again (the oracle of Molchanov et al. 2017, section 2.1).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxcompress.analyse.sensitivity import Ablation
+from onnxcompress.calibrate.answers import tapped
+from onnxcompress.calibrate.dataset import Dataset
+from onnxcompress.calibrate.sample_batches import Batch, batch_size, batches
+from onnxcompress.calibrate.suffix import Suffix, cut_suffix
+from onnxcompress.calibrate.targets import Targets
+from onnxcompress.graph.view import GraphView
+from onnxcompress.progress import Progress
+from onnxcompress.runtime import Array, Execution, Session, open_session
+
+_KEPT_BYTES = 2**29
+"""Of what is kept of one chunk of samples for all the suffixes of a wave."""
+
+_BATCH_BYTES = 2**28
+_BATCH = 64
+_CHUNK = 256
+Array64 = NDArray[np.float64]
+Values = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Ablations that share their taps, and the suffix that they need."""
+
+    suffix: Suffix
+    taps: tuple[str, ...]
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Ablates channels of one network.
+
+    Attributes:
+        model: the network.
+        shapes: shape of every tensor at the representative sizes.
+        taps: channel axis of every tap.
+        targets: what answers are held to.
+        execution: provider and threads.
+        progress: told how much is done.
+    """
+
+    model: onnx.ModelProto
+    shapes: Mapping[str, tuple[int, ...]]
+    taps: Mapping[str, int]
+    targets: Targets
+    execution: Execution
+    progress: Progress
+
+    def changes(self, ablations: Sequence[Ablation], samples: Dataset) -> Array64:
+        """How much the mean loss grows, by ablation.
+
+        Args:
+            ablations: channels that are set to zero together, by tap.
+            samples: the first of the samples that the targets belong to.
+
+        Raises:
+            ModelError: the model fails on the data.
+        """
+        cuts = self._cuts(ablations)
+        size = batch_size(self.model, samples, self.shapes, _BATCH_BYTES, _BATCH)
+        parts = list(batches(samples, size))
+        total = np.zeros(len(ablations))
+        done, whole = 0, len(ablations) * len(samples)
+        for wave in self._waves(cuts, max(_CHUNK, size)):
+            kept = list(
+                dict.fromkeys([*self._answers, *(n for c in wave for n in c.suffix.frontier)])
+            )
+            for chunk in _chunks(parts, max(1, _CHUNK // size)):
+                with open_session(tapped(self.model, kept), self.execution) as session:
+                    values = [
+                        dict(zip(kept, session.run(part.feeds), strict=True)) for part in chunk
+                    ]
+                for cut in wave:
+                    with open_session(cut.suffix.model, self.execution) as session:
+                        for part, value in zip(chunk, values, strict=True):
+                            found = self._grown(session, cut, ablations, value, part)
+                            total[list(cut.numbers)] += found
+                    done += len(cut.numbers) * sum(part.count for part in chunk)
+                    self.progress.step(done, whole)
+        return total / len(samples)
+
+    @property
+    def _answers(self) -> list[str]:
+        """The tensors that the loss is computed from."""
+        answer = self.targets.answer
+        return [answer.logits] if answer.classes else list(answer.outputs)
+
+    def _cuts(self, ablations: Sequence[Ablation]) -> list[_Cut]:
+        """Ablations with the same taps together, in order of execution."""
+        view = GraphView(self.model)
+        by_taps: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for number, ablation in enumerate(ablations):
+            by_taps[tuple(ablation)].append(number)
+        return [
+            _Cut(
+                cut_suffix(view, self.shapes, {t: self.taps[t] for t in taps}, self._answers),
+                taps,
+                tuple(numbers),
+            )
+            for taps, numbers in by_taps.items()
+        ]
+
+    def _waves(self, cuts: Sequence[_Cut], samples: int) -> Iterator[list[_Cut]]:
+        """Cuts whose frontiers fit into memory together."""
+        wave: list[_Cut] = []
+        names: set[str] = set()
+        for cut in cuts:
+            more = names.union(cut.suffix.frontier)
+            held = sum(4 * prod(self.shapes.get(n, (1,))[1:]) for n in more) * samples
+            if wave and held > _KEPT_BYTES:
+                yield wave
+                wave, more = [], set(cut.suffix.frontier)
+            wave.append(cut)
+            names = more
+        if wave:
+            yield wave
+
+    def _grown(
+        self,
+        session: Session,
+        cut: _Cut,
+        ablations: Sequence[Ablation],
+        values: Values,
+        part: Batch,
+    ) -> Array64:
+        """The sum over a batch of what every ablation of a cut adds to the loss."""
+        reference = {name: values[name] for name in self._answers}
+        base = self.targets.losses(reference, part.rows, reference)[: part.count]
+        masks = cut.suffix.masks
+        feeds: dict[str, Array] = {
+            name: values[name] if name in values else part.feeds[name]
+            for name in session.input_names
+            if name not in masks.values()
+        }
+        # Channels are zeroed in place and put back: these copies are this cut's own.
+        feeds |= {tap: np.array(feeds[tap]) for tap in cut.taps if tap not in masks}
+        grown = np.zeros(len(cut.numbers))
+        for at, number in enumerate(cut.numbers):
+            saved: dict[str, Array] = {}
+            for tap, channels in ablations[number].items():
+                chosen = _along(self.taps[tap], channels)
+                if tap in masks:
+                    mask = np.ones(_lined(self.shapes[tap], self.taps[tap]), cut.suffix.dtypes[tap])
+                    mask[chosen] = 0.0
+                    feeds[masks[tap]] = mask
+                else:
+                    saved[tap] = feeds[tap][chosen]
+                    feeds[tap][chosen] = 0.0
+            # Channels that were zero already change nothing, to the last bit.
+            if masks or any(before.any() for before in saved.values()):
+                outputs = dict(zip(session.output_names, session.run(feeds), strict=True))
+                losses = self.targets.losses({**reference, **outputs}, part.rows, reference)
+                grown[at] = (losses[: part.count] - base).sum()
+            for tap, before in saved.items():
+                feeds[tap][_along(self.taps[tap], ablations[number][tap])] = before
+        return grown
+
+
+def _chunks(parts: Sequence[Batch], count: int) -> Iterator[Sequence[Batch]]:
+    for start in range(0, len(parts), count):
+        yield parts[start : start + count]
+
+
+def _along(axis: int, indices: Sequence[int]) -> Any:
+    """An index that takes some positions along an axis."""
+    return (*[slice(None)] * axis, list(indices))
+
+
+def _lined(shape: tuple[int, ...], axis: int) -> list[int]:
+    return [extent if a == axis else 1 for a, extent in enumerate(shape)]

@@ -1,0 +1,39 @@
+"""Facts that can look at calibration inputs."""
+
+from __future__ import annotations
+
+from onnxcompress.analyse.facts import Facts
+from onnxcompress.calibrate.activations import CollectedActivations
+from onnxcompress.calibrate.dataset import Dataset
+from onnxcompress.calibrate.sensitivity import CollectedSensitivity
+from onnxcompress.progress import Progress, Silent
+from onnxcompress.runtime import Execution
+
+
+def with_collectors(
+    facts: Facts,
+    data: Dataset,
+    execution: Execution,
+    seed: int,
+    *,
+    samples: int = 1024,
+    ablated: int = 256,
+    progress: Progress | None = None,
+) -> Facts:
+    """The same facts, with statistics of activations and gradients on `data` when asked for.
+
+    Args:
+        facts: the facts about a model in canonical form.
+        data: calibration inputs.
+        execution: provider and threads.
+        seed: which samples are taken, and every random choice.
+        samples: how many samples gradients are taken of, at most.
+        ablated: how many samples channels are ablated on, at most.
+        progress: told how far the ablation is.
+    """
+    model, shapes = facts.model, facts.shapes()
+    activations = CollectedActivations(model, shapes, data, execution, seed)
+    sensitivity = CollectedSensitivity(
+        model, shapes, data, execution, seed, samples, ablated, progress or Silent()
+    )
+    return facts.with_activations(activations).with_sensitivity(sensitivity)

@@ -1,0 +1,271 @@
+"""Sensitivities on calibration inputs: the backward graph run batch by batch, sums in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxcompress.analyse.sensitivity import Ablation, Responses
+from onnxcompress.calibrate.ablation import Oracle
+from onnxcompress.calibrate.answers import collect_targets
+from onnxcompress.calibrate.dataset import Dataset
+from onnxcompress.calibrate.responses import with_means
+from onnxcompress.calibrate.sample_batches import (
+    Batch,
+    batch_size,
+    batches,
+    demand_one_size,
+    sizes_of,
+)
+from onnxcompress.calibrate.targets import Targets
+from onnxcompress.errors import UsageError
+from onnxcompress.gradients.build import GradientModel, gradient_model
+from onnxcompress.progress import Progress, Silent
+from onnxcompress.runtime import Array, Execution, Session, open_session
+
+_BATCH_BYTES = 2**28
+"""Of a batch's activations: the backward graph holds about three times as much."""
+
+_BATCH = 64
+_STEP = 1e-2
+"""Of gates, to either side, in the difference of gradients."""
+
+_PROBES = 4
+Array64 = NDArray[np.float64]
+Taps = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class CollectedSensitivity:
+    """Sensitivities of one network on a random part of the calibration inputs.
+
+    Attributes:
+        model: the canonical model.
+        shapes: shape of every tensor at the representative sizes, to plan memory by.
+        data: the calibration inputs; with labels, or held to the network's own answers.
+        execution: provider and threads.
+        seed: which samples are taken, and every random choice.
+        samples: how many samples gradients are taken of, at most.
+        ablated: how many samples channels are ablated on, at most.
+        progress: told how far the ablation is.
+    """
+
+    model: onnx.ModelProto
+    shapes: Mapping[str, tuple[int, ...]]
+    data: Dataset
+    execution: Execution
+    seed: int
+    samples: int = 1024
+    ablated: int = 256
+    progress: Progress = field(default_factory=Silent)
+
+    def gate_gradients(
+        self, taps: Taps, model: onnx.ModelProto | None = None
+    ) -> dict[str, Array64]:
+        """The gradient of every sample's loss in a gate behind every channel.
+
+        Returns:
+            By tap, [samples, channels]; zeros where the loss does not depend on the tap.
+
+        Raises:
+            GradientError: an operator has no adjoint.
+            DataError: the samples differ in size, or a label is no class.
+        """
+        built = self._built(model, taps=taps)
+        found: dict[str, list[Array64]] = {tap: [] for tap in taps}
+        with open_session(built.model, self.execution) as session:
+            for part in self._parts:
+                outputs = _outputs(session, self._held_to_targets(built, part))
+                for tap, name in built.products.items():
+                    found[tap].append(_wide(outputs[name])[: part.count])
+        return {
+            tap: np.concatenate(rows) if rows else np.zeros((len(self._drawn), self._width(tap, a)))
+            for (tap, a), rows in zip(taps.items(), found.values(), strict=True)
+        }
+
+    def curvature(self, taps: Taps, model: onnx.ModelProto | None = None) -> dict[str, Array64]:
+        """The diagonal of the Hessian of the mean loss in the gates.
+
+        Hutchinson's estimate, v H v for random signs v, with H v as a central difference of
+        gradients; every sample has signs of its own. Without classes the Hessian is that of
+        Gauss and Newton (the residual is zero), of which one gradient along random signs is an
+        unbiased estimate.
+
+        Returns:
+            By tap, [channels].
+
+        Raises:
+            GradientError: an operator has no adjoint.
+        """
+        if not self._targets.answer.classes:
+            rows = self.gate_gradients(taps, model)
+            return {tap: np.square(values).mean(axis=0) for tap, values in rows.items()}
+        built = self._built(model, taps=taps, gated=True)
+        total = {tap: np.zeros(self._width(tap, axis)) for tap, axis in taps.items()}
+        generator = np.random.default_rng([self.seed, 3])
+        with open_session(built.model, self.execution) as session:
+            for part in self._parts * _PROBES:
+                feeds = self._held_to_targets(built, part)
+                signs = {tap: generator.choice([-1.0, 1.0], s) for tap, s in _gates(built).items()}
+                ahead, behind = (
+                    _outputs(session, feeds | _moved(built, signs, step))
+                    for step in (_STEP, -_STEP)
+                )
+                for tap, name in built.products.items():
+                    slope = (_wide(ahead[name]) - _wide(behind[name])) / (2.0 * _STEP)
+                    product = slope * signs[tap].reshape(slope.shape)
+                    total[tap] += product[: part.count].sum(axis=0)
+        return {tap: values / (_PROBES * len(self._drawn)) for tap, values in total.items()}
+
+    def responses(self, taps: Taps, model: onnx.ModelProto | None = None) -> Responses:
+        """The mean over positions of every sample and channel, and the sample's class.
+
+        Raises:
+            UsageError: the network's answer is not a class.
+            DataError: a label is no class.
+        """
+        targets = self._targets
+        if not targets.answer.classes:
+            raise UsageError(
+                "mutual-information needs a class for every sample, and this network does not "
+                "answer with one: use another criterion"
+            )
+        built, names = with_means(model or self.model, self.shapes, taps)
+        found: dict[str, list[Array64]] = {tap: [] for tap in taps}
+        with open_session(built, self.execution) as session:
+            for part in self._parts:
+                outputs = _outputs(session, part.feeds)
+                for tap, name in names.items():
+                    found[tap].append(_wide(outputs[name])[: part.count])
+        means = {tap: np.concatenate(rows) for tap, rows in found.items()}
+        return Responses(means, targets.classes)
+
+    def ablate(
+        self,
+        taps: Taps,
+        ablations: Sequence[Ablation],
+        model: onnx.ModelProto | None = None,
+    ) -> Array64:
+        """How much the mean loss grows when channels are set to zero, on the first samples.
+
+        Raises:
+            DataError: a label is no class.
+            ModelError: the model fails on the data.
+        """
+        count = min(self.ablated, len(self._drawn))
+        count = max(count - count % (self.data.fixed_batch or 1), self.data.fixed_batch or 1)
+        oracle = Oracle(
+            model or self.model, self.shapes, taps, self._targets, self.execution, self.progress
+        )
+        return oracle.changes(ablations, self._drawn.take(range(count)))
+
+    def fisher(
+        self, tensors: Mapping[str, int], model: onnx.ModelProto | None = None
+    ) -> dict[str, Array64]:
+        """Fisher information in the channels of tensors: the mean over samples of sum g g'.
+
+        Raises:
+            GradientError: an operator has no adjoint.
+        """
+        built = self._built(model, taps={}, tensors=tuple(tensors))
+        total = {n: np.zeros((self._width(n, a),) * 2) for n, a in tensors.items()}
+        with open_session(built.model, self.execution) as session:
+            for part in self._parts:
+                outputs = _outputs(session, self._held_to_draws(built, part))
+                for name, output in built.gradients.items():
+                    values = _wide(outputs[output])
+                    if values.shape[0] == len(part.rows):
+                        values = values[: part.count]
+                    rows = np.moveaxis(values, tensors[name], 0)
+                    flat = rows.reshape(len(rows), -1)
+                    total[name] += flat @ flat.T
+        return {name: value / len(self._drawn) for name, value in total.items()}
+
+    @cached_property
+    def _drawn(self) -> Dataset:
+        """A random part of the data, in whole batches where the model insists on them."""
+        unit = self.data.fixed_batch or 1
+        count = max(1, self.samples // unit) * unit
+        order = np.random.default_rng(self.seed).permutation(len(self.data))[:count]
+        # Unsorted: the first few are a random part as well, which is what channels are ablated on.
+        return self.data.take(order)
+
+    @cached_property
+    def _parts(self) -> list[Batch]:
+        size = batch_size(self.model, self._drawn, self.shapes, _BATCH_BYTES, _BATCH)
+        return list(batches(self._drawn, size))
+
+    @cached_property
+    def _targets(self) -> Targets:
+        return collect_targets(
+            self.model, self.shapes, self._drawn, self._parts, self.execution, self.seed
+        )
+
+    def _built(
+        self,
+        model: onnx.ModelProto | None,
+        *,
+        taps: Taps,
+        tensors: tuple[str, ...] = (),
+        gated: bool = False,
+    ) -> GradientModel:
+        sizes = sizes_of(self._parts[0].feeds)
+        for part in self._parts:
+            demand_one_size(part, sizes)
+        return gradient_model(
+            model or self.model,
+            sizes,
+            taps=taps,
+            tensors=tensors,
+            gated=gated,
+            probabilities=self._targets.answer.probabilities,
+        )
+
+    def _held_to_targets(self, built: GradientModel, part: Batch) -> dict[str, Array]:
+        """Inputs of one batch, with the classes or random cotangents that its loss needs."""
+        if built.loss.target:
+            return {**part.feeds, built.loss.target: self._targets.given(part.rows)}
+        return self._held_to_draws(built, part)
+
+    def _held_to_draws(self, built: GradientModel, part: Batch) -> dict[str, Array]:
+        """The same, with classes drawn at random."""
+        feeds = dict(part.feeds)
+        if built.loss.target:
+            return feeds | {built.loss.target: self._targets.drawn(part.rows)}
+        inputs = {value.name: value.type.tensor_type for value in built.model.graph.input}
+        for output, name in built.loss.cotangents.items():
+            shape = tuple(d.dim_value for d in inputs[name].shape.dim)
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(inputs[name].elem_type)
+            feeds[name] = self._targets.signs(output, part.rows, shape).astype(dtype)
+        return feeds
+
+    def _width(self, tensor: str, axis: int) -> int:
+        return self.shapes[tensor][axis]
+
+
+def _outputs(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    return dict(zip(session.output_names, session.run(feeds), strict=True))
+
+
+def _wide(values: Array) -> Array64:
+    return values.astype(np.float64)
+
+
+def _gates(built: GradientModel) -> dict[str, tuple[int, ...]]:
+    """The shape of every gate, by tap."""
+    inputs = {value.name: value.type.tensor_type.shape.dim for value in built.model.graph.input}
+    return {tap: tuple(d.dim_value for d in inputs[n]) for tap, n in built.gates.items()}
+
+
+def _moved(built: GradientModel, signs: Mapping[str, Array64], step: float) -> dict[str, Array]:
+    """Gates a step away from one."""
+    kinds = {value.name: value.type.tensor_type.elem_type for value in built.model.graph.input}
+    return {
+        name: (1.0 + step * signs[tap]).astype(onnx.helper.tensor_dtype_to_np_dtype(kinds[name]))
+        for tap, name in built.gates.items()
+    }

@@ -1,0 +1,1 @@
+"""How important channels are: the criteria of the literature, and the oracle."""
