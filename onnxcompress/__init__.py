@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxcompress.analyse.facts import Facts, Need
-    from onnxcompress.api import compress, use
+    from onnxcompress.api import compress, saliency, use
     from onnxcompress.errors import (
         BoundError,
         DataError,
+        GradientError,
         ModelError,
         OnnxCompressError,
         OutputError,
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "analyse.facts": ("Facts", "Need"),
-    "api": ("compress", "use"),
+    "api": ("compress", "saliency", "use"),
     "errors": (
         "BoundError",
         "DataError",
+        "GradientError",
         "ModelError",
         "OnnxCompressError",
         "OutputError",
@@ -56,6 +58,7 @@ __all__ = [
     "DataError",
     "Editor",
     "Facts",
+    "GradientError",
     "ModelError",
     "Need",
     "NoCandidate",
@@ -69,6 +72,7 @@ __all__ = [
     "Site",
     "UsageError",
     "compress",
+    "saliency",
     "use",
 ]
 

@@ -1,4 +1,4 @@
-"""The Python interface: `compress`, and `use` to name a pass with options."""
+"""The Python interface: `compress`, `saliency`, and `use` to name a pass with options."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxcompress.analyse.sizes import parse_shape
+from onnxcompress.analyse.sizes import input_specs, parse_shape
+from onnxcompress.calibrate.inputs import open_data
 from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR, Config
-from onnxcompress.load.source import ModelSource
+from onnxcompress.load.source import ModelSource, read_source
 from onnxcompress.pipeline import Result, run
 from onnxcompress.plan.contract import Pass
 from onnxcompress.plan.recipes import BALANCED, recipe
@@ -16,6 +17,7 @@ from onnxcompress.plan.registry import make_pass, parse_pass
 from onnxcompress.plan.targets import check_targets
 from onnxcompress.progress import Progress
 from onnxcompress.runtime import Execution, default_threads
+from onnxcompress.study import Study, study
 
 
 def use(name: str, **options: Any) -> Pass[Any]:
@@ -86,7 +88,6 @@ def compress(
         BoundError: no result meets the bounds, or nothing could be gained.
         OnnxCompressError: the model, the data, the provider or an option is at fault.
     """
-    names = providers.split(",") if isinstance(providers, str) else providers
     if isinstance(shapes, Mapping):
         sizes = {name: tuple(size) for name, size in shapes.items()}
     else:
@@ -102,9 +103,7 @@ def compress(
         eval_data=str(eval_data) if isinstance(eval_data, Path) else eval_data,
         preprocess=preprocess,
         metric=metric,
-        execution=Execution(
-            tuple(n.strip() for n in names), default_threads() if threads is None else threads
-        ),
+        execution=_execution(providers, threads),
         shapes=sizes,
         batch=batch,
         gate=gate,
@@ -114,6 +113,68 @@ def compress(
         seed=seed,
     )
     return run(model, config, progress)
+
+
+def saliency(
+    model: ModelSource,
+    data: Any,
+    *,
+    criteria: Iterable[str] = (),
+    reference: str = "oracle-abs",
+    samples: int = 1024,
+    oracle_samples: int = 256,
+    preprocess: str | None = None,
+    providers: Sequence[str] | str = ("cpu",),
+    threads: int | None = None,
+    exclude: Iterable[str] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Study:
+    """Score every channel by every criterion, and compare each with the oracle.
+
+    Args:
+        model: path, bytes, binary stream, ModelProto or gs.Graph; never changed.
+        data: a SPEC as on the command line, an array, arrays by input name (labels under `y`), or
+            a Dataset. Without labels the loss is held to the model's own answers.
+        criteria: names; none for all that this model and data allow.
+        reference: the criterion that the others are compared with.
+        samples: samples that gradients are taken of, at most.
+        oracle_samples: samples that the oracle ablates channels on, at most.
+        preprocess: how uint8 images become inputs, as on the command line.
+        providers: providers in order of preference.
+        threads: of the CPU provider; default: all processors this process may use.
+        exclude: regular expressions of layers to leave out (names of nodes).
+        seed: which samples are taken, and every random choice.
+        progress: told what happens.
+
+    Returns:
+        The scores, and Spearman's rank correlations.
+
+    Raises:
+        GradientError: a criterion that was asked for needs an operator's gradient that is not
+            known; the message names both, and the criteria that still work.
+        OnnxCompressError: the model, the data, the provider or an option is at fault.
+    """
+    given = read_source(model)
+    spec = str(data) if isinstance(data, Path) else data
+    return study(
+        given.model,
+        open_data(spec, input_specs(given.model), preprocess, "data"),
+        criteria=tuple(criteria),
+        reference=reference,
+        samples=samples,
+        ablated=oracle_samples,
+        exclude=tuple(exclude),
+        execution=_execution(providers, threads),
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _execution(providers: Sequence[str] | str, threads: int | None) -> Execution:
+    names = providers.split(",") if isinstance(providers, str) else providers
+    count = default_threads() if threads is None else threads
+    return Execution(tuple(name.strip() for name in names), count)
 
 
 def _as_pass(entry: str | Pass[Any]) -> Pass[Any]:

@@ -33,7 +33,7 @@ LAYERS = [
     {"trial"},
     {"planning"},
     {"pipeline"},
-    {"search", "finetune", "saliency"},
+    {"search", "finetune", "study"},
     {"api"},
     {"cli", "testing"},
     {"__main__"},

@@ -32,8 +32,12 @@ _BATCH_BYTES = 2**28
 """Of a batch's activations: the backward graph holds about three times as much."""
 
 _BATCH = 64
-_STEP = 1e-2
-"""Of gates, to either side, in the difference of gradients."""
+_STEP = 0.2
+"""Of gates, to either side, in the difference of gradients.
+
+Between its kinks a ReLU network bends little: a small step sees next to none of the curvature that
+a channel meets on its way from one to zero. Measured in docs/saliency.md.
+"""
 
 _PROBES = 4
 Array64 = NDArray[np.float64]

@@ -11,7 +11,7 @@ from onnxcompress.cli import options as shared
 from onnxcompress.cli.console import errors, output, progress_for
 
 if TYPE_CHECKING:
-    from onnxcompress.saliency import Study
+    from onnxcompress.study import Study
 
 
 @click.command("saliency")
@@ -62,7 +62,7 @@ def saliency_command(source: str, exclude: tuple[str, ...], **values: Any) -> No
     from onnxcompress.calibrate.inputs import open_data
     from onnxcompress.load.source import read_source
     from onnxcompress.report.build import data_summary, environment, json_safe
-    from onnxcompress.saliency import study
+    from onnxcompress.study import study
 
     execution = shared.make_execution(values["providers"], values["threads"])
     given = read_source(shared.model_source(source))
@@ -146,8 +146,8 @@ def _show(label: str, found: Study, *, per_layer: bool) -> None:
     if not per_layer:
         return
     for layer, scores in found.scores[found.reference].items():
-        each = (f"{n} {_figure(c.layers[layer])}" for n, c in found.correlations.items())
-        output.print(f"{layer} ({len(scores)} channels): {', '.join(each)}", markup=False)
+        said = [f"{name} {_figure(c.layers[layer])}" for name, c in found.correlations.items()]
+        output.print(f"{layer} ({len(scores)} channels): {', '.join(said)}", markup=False)
 
 
 def _figure(value: float) -> str:

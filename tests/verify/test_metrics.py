@@ -6,6 +6,7 @@ from math import inf, log10, nan
 import numpy as np
 import pytest
 
+from onnxcompress.analyse.answers import is_classifier
 from onnxcompress.errors import DataError, ModelError, UsageError
 from onnxcompress.verify.bootstrap import bootstrap_mean_difference, bootstrap_snr
 from onnxcompress.verify.comparison import Comparison, Evaluation
@@ -14,7 +15,7 @@ from onnxcompress.verify.intervals import (
     samples_for_half_width,
     tango_interval,
 )
-from onnxcompress.verify.metrics import Metric, is_classifier, parse_metric
+from onnxcompress.verify.metrics import Metric, parse_metric
 from onnxcompress.verify.results import Drop, Judgement, MetricResult
 
 TOP1, TOP5, AGREEMENT = parse_metric("top1"), parse_metric("top5"), parse_metric("agreement")

@@ -44,10 +44,14 @@ def taylor_gate(question: Question) -> dict[str, Array]:
 
 
 def obd(question: Question) -> dict[str, Array]:
-    """Half the second derivative of the loss in the gate (LeCun et al. 1989), g going to zero."""
+    """Half the second derivative of the loss in the gate (LeCun et al. 1989), g going to zero.
+
+    Its absolute value: away from a minimum some of the diagonal is negative, and a channel whose
+    removal is predicted to change the loss matters, whichever way.
+    """
     sensitivity = sensitivity_of(question)
     found = question.recall("curvature", lambda model: sensitivity.curvature(question.axes, model))
-    return {layer: 0.5 * found[tap] for layer, tap in question.taps.items()}
+    return {layer: np.abs(0.5 * found[tap]) for layer, tap in question.taps.items()}
 
 
 def map_size(question: Question, layer: str) -> int:
