@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx
 
@@ -13,6 +13,9 @@ from onnxcompress.gradients.emitter import Emitter
 from onnxcompress.gradients.known import Known
 from onnxcompress.gradients.step import Step
 from onnxcompress.graph.view import FLOATING_TYPES, subgraphs
+
+_SEVERAL = frozenset({"Split"})
+"""Operators whose further outputs have gradients, too."""
 
 
 def backward(
@@ -37,11 +40,12 @@ def backward(
     # New nodes are appended to the same graph: the forward part is fixed here.
     forward = list(nodes)
     dependent = _dependent(forward, wanted)
-    needed = dependent | set(wanted)
+    # What follows from sizes alone does not move when channels do.
+    needed = (dependent | set(wanted)) - set(known.computed)
     parts: dict[str, list[str]] = defaultdict(list)
     for tensor, gradient in seeds.items():
         parts[tensor].append(gradient)
-    missing: dict[str, str] = {}
+    missing: list[str] = []
     for node in reversed(forward):
         cotangents = tuple(_together(parts, name, emit) for name in node.output)
         inputs = frozenset(
@@ -51,7 +55,7 @@ def backward(
             continue
         captured = _captured(node) & needed
         if captured:
-            missing[node.name] = f"{node.op_type} '{node.name}' reads it in a subgraph"
+            missing.append(f"{node.op_type} '{node.name}' (it reads channels in a subgraph)")
         elif inputs and (node.op_type not in PIECEWISE_CONSTANT or node.domain):
             _step(Step(node, known, emit, cotangents, inputs), parts, missing)
     if missing:
@@ -60,21 +64,22 @@ def backward(
     return {tensor: name for tensor, name in found.items() if name is not None}
 
 
-def _step(step: Step, parts: dict[str, list[str]], missing: dict[str, str]) -> None:
+def _step(step: Step, parts: dict[str, list[str]], missing: list[str]) -> None:
     node = step.node
     adjoint = ADJOINTS.get(node.op_type) if node.domain in {"", "ai.onnx"} else None
     kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-    if adjoint is None:
-        missing[node.name] = f"{kind} '{node.name}'"
-        # What lies in front is still looked at, so that all such operators are named at once.
-        for index in step.wanted:
-            parts[node.input[index]].append(step.node.input[index])
-        return
     try:
-        for index, gradient in adjoint(step).items():
-            parts[node.input[index]].append(gradient)
+        if adjoint is None:
+            raise GradientError("")
+        if any(step.cotangents[1:]) and node.op_type not in _SEVERAL:
+            raise GradientError("its further outputs are used")
+        found = adjoint(step)
     except GradientError as error:
-        missing[node.name] = f"{kind} '{node.name}' ({error})"
+        missing.append(f"{kind} '{node.name}'" + (f" ({error})" if str(error) else ""))
+        # What lies in front is still looked at, so that all such operators are named at once.
+        found = {index: node.input[index] for index in step.wanted}
+    for index, gradient in found.items():
+        parts[node.input[index]].append(gradient)
 
 
 def _together(parts: dict[str, list[str]], tensor: str, emit: Emitter) -> str | None:
@@ -109,7 +114,7 @@ def _is_floating(known: Known, tensor: str) -> bool:
     return known.types.get(tensor) in FLOATING_TYPES
 
 
-def _words(missing: Mapping[str, str]) -> str:
-    shown = list(missing.values())[::-1]
+def _words(missing: Sequence[str]) -> str:
+    shown = missing[::-1]
     more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
     return "no gradient is known of " + ", ".join(shown[:4]) + more

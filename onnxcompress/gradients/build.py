@@ -67,7 +67,7 @@ def gradient_model(
     """
     copy = raised(model)
     known = know(copy, sizes)
-    batch = next(iter(sizes.values()))[0]
+    batch = next(size[0] for size in sizes.values() if size)
     gates: dict[str, str] = {}
     behind = {tap: tap for tap in taps}
     emit = Emitter(copy.graph)
@@ -98,6 +98,9 @@ def _insert_gate(known: Known, emit: Emitter, tap: str, axis: int, batch: int) -
     """Multiply a tensor by a new input for everybody who reads it."""
     shape = known.shapes[tap]
     _demand_batch(tap, axis, shape, batch)
+    if tap in known.view.outputs or tap in known.view.captured:
+        where = "an output" if tap in known.view.outputs else "read by a subgraph"
+        raise GradientError(f"tensor '{tap}' is {where}: no gate can stand behind it")
     lined = [extent if a == axis else batch if a == 0 else 1 for a, extent in enumerate(shape)]
     gate = emit.input("gate", known.types[tap], lined)
     graph = known.view.model.graph

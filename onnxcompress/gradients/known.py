@@ -11,7 +11,7 @@ import onnx
 from onnxcompress.analyse.shapes import observe
 from onnxcompress.errors import GradientError
 from onnxcompress.graph.infer import element_types, shapes_at
-from onnxcompress.graph.view import GraphView
+from onnxcompress.graph.view import GraphView, subgraphs
 from onnxcompress.runtime import Array
 
 Shape = tuple[int, ...]
@@ -81,6 +81,7 @@ def _of_sizes(model: onnx.ModelProto) -> frozenset[str]:
     for node in model.graph.node:
         inputs = [name for name in node.input if name]
         plain = node.domain in {"", "ai.onnx"} and not node.op_type.startswith("Random")
+        plain = plain and not any(True for _ in subgraphs(node))
         if plain and (node.op_type in _OF_SIZES or (inputs and constant.issuperset(inputs))):
             constant.update(name for name in node.output if name)
     return frozenset(constant) - initial

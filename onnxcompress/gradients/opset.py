@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx.version_converter
 
@@ -10,6 +11,9 @@ from onnxcompress.graph.skeleton import skeleton
 
 LOWEST = 18
 """ScatterElements adds from 16 on; reductions take their axes as an input from 18 on."""
+
+_RESIZE_MODES = 11
+"""The first opset in which Resize says how it takes coordinates; before, there was one way."""
 
 
 def raised(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -33,6 +37,8 @@ def raised(model: onnx.ModelProto) -> onnx.ModelProto:
             f"{reason}"
         ) from error
     _without_constant_nodes(copy.graph)
+    if version < _RESIZE_MODES:
+        _with_old_resize(copy.graph)
     inputs = [value for value in copy.graph.input if value.name not in light.weights]
     del copy.graph.input[:]
     copy.graph.input.extend(inputs)
@@ -42,6 +48,36 @@ def raised(model: onnx.ModelProto) -> onnx.ModelProto:
     if lost:
         raise GradientError(f"raising the opset from {version} to {LOWEST} loses '{lost[0]}'")
     return copy
+
+
+def _with_old_resize(graph: onnx.GraphProto) -> None:
+    """Say what Upsample and the first Resize did: the conversion leaves the new defaults.
+
+    Raises:
+        GradientError: nearest neighbours, and one axis grows while another shrinks.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Resize":
+            continue
+        scales = constants.get(node.input[2])
+        factors = onnx.numpy_helper.to_array(scales) if scales is not None else np.zeros(1)
+        mode = next((a.s.decode() for a in node.attribute if a.name == "mode"), "nearest")
+        # ONNX Runtime rounds down where an axis grows, and up where it shrinks.
+        grows, shrinks = bool((factors > 1.0).any()), bool((factors < 1.0).any())
+        if mode == "nearest" and ((grows and shrinks) or scales is None):
+            raise GradientError(
+                f"Resize '{node.name}' of opset 10 or older grows and shrinks, or has no constant "
+                "scales: newer opsets have no such operator"
+            )
+        modes = {
+            "coordinate_transformation_mode": "asymmetric",
+            "nearest_mode": "ceil" if shrinks else "floor",
+        }
+        kept = [attribute for attribute in node.attribute if attribute.name not in modes]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        node.attribute.extend(onnx.helper.make_attribute(k, v) for k, v in modes.items())
 
 
 def _without_constant_nodes(graph: onnx.GraphProto) -> None:

@@ -1,6 +1,6 @@
 """One-shot pruning of ResNet-56 without repair, ours beside onnxsim's, judged on the same images.
 
-    python tests/benchmarks/pruning_peers.py [--samples 1024] [--macs 0.75]
+    python tests/benchmarks/pruning_peers.py [--samples 1024] [--macs 0.75 0.6] [--ours PASS ...]
 
 Needs onnxsim (pip install onnxsim) and the shared folder (ONNXCOMPRESS_DATA, default ../shared).
 Top-1 is measured on the 1,000 lossless CIFAR-10 test images, calibration uses training images.
@@ -28,20 +28,35 @@ IMAGES = SHARED / "data" / "cifar10_lossless"
 PREPROCESS = "scale=1/255,mean=[.485,.456,.406],std=[.229,.224,.225]"
 OURS = (
     "prune:criterion=weight",
-    "prune:criterion=weight,round_to=2",
-    "prune:criterion=weight,norm=l1,round_to=2",
-    "prune:criterion=activation-std",
-    "prune:criterion=activation-std,round_to=2",
-    "prune:criterion=activation-mean,round_to=2",
-    "prune:criterion=apoz,round_to=2",
-    "prune:criterion=random,round_to=2",
+    *(
+        f"prune:criterion={name},round_to=2"
+        for name in (
+            "weight",
+            "activation-mean",
+            "activation-std",
+            "apoz",
+            "mutual-information",
+            "obd",
+            "taylor",
+            "taylor-gate",
+            "oracle-abs",
+            "oracle-loss",
+            "random",
+        )
+    ),
+    "prune:criterion=taylor,combine=joint,round_to=2",
+    "prune:criterion=taylor-gate,combine=joint,round_to=2",
+    "prune:criterion=oracle-abs,combine=joint,round_to=2",
+    "prune:criterion=taylor,per_step=4,round_to=2",
+    "prune:criterion=taylor,per_step=64,scope=global,round_to=2",
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=1024)
-    parser.add_argument("--macs", type=float, default=0.75)
+    parser.add_argument("--macs", type=float, nargs="+", default=[0.75, 0.6])
+    parser.add_argument("--ours", nargs="+", default=OURS)
     parser.add_argument("--sparsity", type=float, default=0.25)
     arguments = parser.parse_args()
     model = onnx.load(MODEL)
@@ -70,18 +85,19 @@ def main() -> None:
         start = time.perf_counter()
         pruned = prune()
         _row(f"{label}, sparsity {arguments.sparsity}", pruned, whole, time.perf_counter() - start)
-    for options in OURS:
-        start = time.perf_counter()
-        result = oc.compress(
-            MODEL,
-            data=str(IMAGES / "cifar10_lossless_train4000.npz"),
-            eval_data=str(IMAGES / "cifar10_lossless_test1000.npz"),
-            preprocess=PREPROCESS,
-            passes=[options],
-            target={"macs": arguments.macs},
-            max_drop=100,
-        )
-        _row(f"`{options}`", result.model, whole, time.perf_counter() - start)
+    for options in arguments.ours:
+        for macs in arguments.macs:
+            start = time.perf_counter()
+            result = oc.compress(
+                MODEL,
+                data=str(IMAGES / "cifar10_lossless_train4000.npz"),
+                eval_data=str(IMAGES / "cifar10_lossless_test1000.npz"),
+                preprocess=PREPROCESS,
+                passes=[options],
+                target={"macs": macs},
+                max_drop=100,
+            )
+            _row(f"`{options}`, MACs {macs}", result.model, whole, time.perf_counter() - start)
 
 
 def _row(label: str, model: onnx.ModelProto, whole: Cost, seconds: float) -> None:

@@ -50,7 +50,9 @@ def power(step: Step) -> Mapping[int, str]:
     """Y = X^p: dX = dY p X^(p - 1) for a constant exponent."""
     step.only(0)
     exponent = np.asarray(step.value(1), dtype=np.float64)
-    lower = step.op("Pow", step.x, step.array(exponent - 1.0))
+    # x^0 does not depend on x, not even at zero, where x^-1 is no number.
+    below = np.where(exponent == 0.0, 0.0, exponent - 1.0)
+    lower = step.op("Pow", step.x, step.array(below))
     slope = step.op("Mul", lower, step.array(exponent))
     return _summed(step, {0: step.op("Mul", step.dy, slope)})
 

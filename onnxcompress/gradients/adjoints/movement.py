@@ -56,12 +56,13 @@ def slice_(step: Step) -> Mapping[int, str]:
     step.only(0)
     shape = step.shape(step.x)
     starts, ends = step.value(1).tolist(), step.value(2).tolist()
-    axes = step.value(3).tolist() if step.has(3) else list(range(len(starts)))
+    named = step.value(3).tolist() if step.has(3) else list(range(len(starts)))
+    axes = [axis % len(shape) for axis in named]
     steps = step.value(4).tolist() if step.has(4) else [1] * len(starts)
     gradient = step.dy
     before, behind = [0] * len(shape), [0] * len(shape)
     for axis, start, end, stride in zip(axes, starts, ends, steps, strict=True):
-        taken = np.arange(shape[axis])[slice(*_bounds(start, end, stride, shape[axis]))]
+        taken = _taken(start, end, stride, shape[axis])
         if not len(taken):
             return {0: step.array(np.zeros(shape))}
         if stride == 1:
@@ -75,11 +76,12 @@ def slice_(step: Step) -> Mapping[int, str]:
     return {0: gradient}
 
 
-def _bounds(start: int, end: int, stride: int, extent: int) -> tuple[int, int | None, int]:
-    """ONNX clamps as NumPy does, but for the end of a backward slice."""
-    if stride < 0 and end < -extent:
-        return start, None, stride
-    return start, end, stride
+def _taken(start: int, end: int, stride: int, extent: int) -> NDArray[np.int64]:
+    """The indices that Slice takes along an axis; unlike in NumPy, a start is clamped inside."""
+    start, end = (at + extent if at < 0 else at for at in (start, end))
+    if stride > 0:
+        return np.arange(min(max(start, 0), extent), min(max(end, 0), extent), stride)
+    return np.arange(min(max(start, 0), extent - 1), min(max(end, -1), extent - 1), stride)
 
 
 def gather(step: Step) -> Mapping[int, str]:
@@ -88,6 +90,8 @@ def gather(step: Step) -> Mapping[int, str]:
     shape = step.shape(step.x)
     axis = int(step.attributes.get("axis", 0)) % len(shape)
     indices = np.asarray(step.value(1), dtype=np.int64)
+    if not indices.size:
+        return {0: step.array(np.zeros(shape))}
     flat = step.dy
     if indices.ndim != 1:
         flat = step.reshape(flat, [*shape[:axis], indices.size, *shape[axis + 1 :]])
@@ -122,7 +126,8 @@ def pad(step: Step) -> Mapping[int, str]:
     step.only(0)
     shape, rank = step.shape(step.x), len(step.shape(step.x))
     given = step.value(1).tolist()
-    axes = step.value(3).tolist() if step.has(3) else list(range(rank))
+    named = step.value(3).tolist() if step.has(3) else list(range(rank))
+    axes = [axis % rank for axis in named]
     mode = str(step.attributes.get("mode", "constant") or "constant")
     before, behind = [0] * rank, [0] * rank
     for at, axis in enumerate(axes):
@@ -157,6 +162,15 @@ def tile(step: Step) -> Mapping[int, str]:
     return {0: step.total(wide, range(0, len(split_up), 2), keepdims=False)}
 
 
+def cumulative_sum(step: Step) -> Mapping[int, str]:
+    """The sum from the other end."""
+    step.only(0)
+    backwards = 1 - int(step.attributes.get("reverse", 0))
+    exclusive = int(step.attributes.get("exclusive", 0))
+    axis = step.node.input[1]
+    return {0: step.op("CumSum", step.dy, axis, exclusive=exclusive, reverse=backwards)}
+
+
 def depth_to_space(step: Step) -> Mapping[int, str]:
     """[N,C,H,W] to [N,C/b/b,Hb,Wb]: blocks and channels change places."""
     n, c, h, w = step.shape(step.x)
@@ -179,6 +193,7 @@ def space_to_depth(step: Step) -> Mapping[int, str]:
 
 MOVEMENT: Mapping[str, Adjoint] = {
     "Concat": concat,
+    "CumSum": cumulative_sum,
     "DepthToSpace": depth_to_space,
     "Expand": expand,
     "Flatten": reshape,

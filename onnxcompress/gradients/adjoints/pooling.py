@@ -7,6 +7,7 @@ from functools import reduce
 from math import prod
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from onnxcompress.gradients.adjoints.separable import along
@@ -19,16 +20,13 @@ def max_pool(step: Step) -> Mapping[int, str]:
     """Every gradient goes to the element that was the largest, which the operator itself tells."""
     step.only(0)
     shape = step.shape(step.x)
-    if len(step.node.output) > 1 and step.node.output[1]:
-        column_major = bool(step.attributes.get("storage_order", 0))
-    else:
-        column_major = False
-    indices = step.emit.second_output(step.node)
-    flat = step.reshape(step.dy, [-1])
-    where = step.reshape(indices, [-1])
-    zeros = step.array(np.zeros(prod(shape)))
-    spread = step.emit.op("ScatterElements", zeros, where, flat, axis=0, reduction="add")
-    if not column_major:
+    where = step.reshape(step.emit.second_output(step.node), [-1])
+    # ONNX Runtime adds in single precision only, on the CPU.
+    flat = step.reshape(step.emit.op("Cast", step.dy, to=onnx.TensorProto.FLOAT), [-1])
+    zeros = step.emit.constant(np.zeros(prod(shape), dtype=np.float32))
+    added = step.emit.op("ScatterElements", zeros, where, flat, axis=0, reduction="add")
+    spread = step.emit.op("Cast", added, to=step.known.types[step.x])
+    if not step.attributes.get("storage_order", 0):
         return {0: step.reshape(spread, shape)}
     turned = step.reshape(spread, [*shape[:2], *shape[:1:-1]])
     order = [0, 1, *range(len(shape) - 1, 1, -1)]
@@ -88,6 +86,8 @@ def global_max_pool(step: Step) -> Mapping[int, str]:
 
 def shared_by_equals(step: Step, gradient: str, value: str, axes: Shape) -> str:
     """Split a gradient among the elements of X that equal `value`, counted along `axes`."""
+    if not axes:
+        return gradient
     equal = step.emit.op("Cast", step.op("Equal", step.x, value), to=step.known.types[step.x])
     share = step.op("Div", gradient, step.total(equal, axes))
     return step.op("Mul", equal, share)

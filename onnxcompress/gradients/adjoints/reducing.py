@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
+
 from onnxcompress.gradients.adjoints.movement import axes_of
 from onnxcompress.gradients.adjoints.pooling import shared_by_equals
 from onnxcompress.gradients.step import Adjoint, Step
@@ -42,9 +44,8 @@ def _adjoint(rule: Rule) -> Adjoint:
         step.only(0)
         shape = step.shape(step.x)
         axes = tuple(axes_of(step, 1, len(shape)))
-        if not axes and step.attributes.get("noop_with_empty_axes", 0):
-            return {0: step.dy}
-        axes = axes or tuple(range(len(shape)))
+        if not step.attributes.get("noop_with_empty_axes", 0):
+            axes = axes or tuple(range(len(shape)))
         kept = [1 if a in axes else extent for a, extent in enumerate(shape)]
         dy, y = (step.reshape(name, kept) for name in (step.dy, step.y))
         return {0: rule(_Reduced(step, dy, y, axes))}
@@ -70,7 +71,9 @@ def _l1(of: _Reduced) -> str:
 
 
 def _l2(of: _Reduced) -> str:
-    return of.step.op("Mul", of.step.op("Div", of.dy, of.y), of.step.x)
+    # Where everything is zero the norm has a kink, and zero is one of its slopes.
+    length = of.step.op("Max", of.y, float(np.finfo(np.float16).tiny))
+    return of.step.op("Mul", of.step.op("Div", of.dy, length), of.step.x)
 
 
 def _sum_square(of: _Reduced) -> str:

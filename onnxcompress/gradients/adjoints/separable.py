@@ -44,6 +44,9 @@ def resize(step: Step) -> Mapping[int, str]:
     if step.attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise GradientError("keep_aspect_ratio_policy")
     shape, result = step.shape(step.x), step.shape(step.y)
+    if shape == result:
+        # Whatever the scales say, the kernel copies its input then.
+        return {0: step.dy}
     scaled = [a for a in range(len(shape)) if _changes(step, a)]
     return {0: along(step, step.dy, {a: _response(step, a, shape[a], result[a]) for a in scaled})}
 
@@ -83,7 +86,9 @@ def _response(step: Step, axis: int, extent: int, result: int) -> Array:
         node.input[2], node.input[3] = "", "sizes"
         extra = onnx.numpy_helper.from_array(np.array([extent, 1, result, 1]), "sizes")
     else:
-        scales = np.array([1.0, 1.0, scale, 1.0], dtype=np.float32)
+        # An extent that a scale leaves as it is would be copied, did not another one change.
+        other = 2.0 if result == extent else 1.0
+        scales = np.array([1.0, 1.0, scale, other], dtype=np.float32)
         extra = onnx.numpy_helper.from_array(scales, "scales")
     inputs = [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, None)]
     outputs = [onnx.ValueInfoProto(name="y")]
@@ -94,9 +99,9 @@ def _response(step: Step, axis: int, extent: int, result: int) -> Array:
     )
     with open_session(model, _EXECUTION) as session:
         units = np.eye(extent, dtype=np.float32).reshape(extent, 1, extent, 1)
-        found = as_wide(session.run({"x": units})[0]).reshape(extent, -1)
+        found = as_wide(session.run({"x": units})[0])[:, 0, :, 0]
         # An extrapolation value is no part of the slope.
-        level = as_wide(session.run({"x": np.zeros_like(units)})[0]).reshape(extent, -1)
+        level = as_wide(session.run({"x": np.zeros_like(units)})[0])[:, 0, :, 0]
     return (found - level).T
 
 

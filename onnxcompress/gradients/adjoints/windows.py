@@ -77,6 +77,8 @@ def windows(
             pads = (total - half, half) if mode == "SAME_LOWER" else (half, total - half)
         begins.append(int(pads[0]))
         ends.append(int(pads[1]))
+    if transposed and mode.startswith("SAME") and "output_shape" not in attributes and any(extra):
+        raise GradientError(f"auto_pad={mode} with output_padding")
     if mode not in {"NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"}:
         raise GradientError(f"auto_pad={mode} is not known")
     return Windows(tuple(kernel), strides, dilations, tuple(begins), tuple(ends))
