@@ -187,7 +187,9 @@ def prepare(source: ModelSource, config: Config, progress: Progress) -> Prepared
     names = [node.name for node in canonical.model.graph.node]
     facts = analyse(canonical.model, sizes, excluded=config.excluded(names))
     if inputs.calibration is not None:
-        facts = with_collectors(facts, inputs.calibration, config.execution, config.seed)
+        facts = with_collectors(
+            facts, inputs.calibration, config.execution, config.seed, progress=progress
+        )
     for note in canonical.notes:
         progress.note(note)
     return Prepared(given, canonical, inputs, facts, config)
