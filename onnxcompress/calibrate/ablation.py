@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from typing import Any
 
@@ -22,7 +23,7 @@ from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.calibrate.sample_batches import Batch, batch_size, batches
 from onnxcompress.calibrate.suffix import Suffix, cut_suffix
 from onnxcompress.calibrate.targets import Targets
-from onnxcompress.graph.view import GraphView
+from onnxcompress.gradients.known import Known
 from onnxcompress.progress import Progress
 from onnxcompress.runtime import Array, Execution, Session, open_session
 
@@ -50,16 +51,16 @@ class Oracle:
     """Ablates channels of one network.
 
     Attributes:
-        model: the network.
-        shapes: shape of every tensor at the representative sizes.
+        known: the network, with shapes and types at the representative sizes.
+        original: the network whose answers it is held to; a variant of it may be ablated.
         taps: channel axis of every tap.
         targets: what answers are held to.
         execution: provider and threads.
         progress: told how much is done.
     """
 
-    model: onnx.ModelProto
-    shapes: Mapping[str, tuple[int, ...]]
+    known: Known
+    original: onnx.ModelProto
     taps: Mapping[str, int]
     targets: Targets
     execution: Execution
@@ -75,24 +76,27 @@ class Oracle:
         Raises:
             ModelError: the model fails on the data.
         """
-        cuts = self._cuts(ablations)
-        size = batch_size(self.model, samples, self.shapes, _BATCH_BYTES, _BATCH)
-        parts = list(batches(samples, size))
+        model = self.known.view.model
+        cuts = [cut for cut in self._cuts(ablations) if cut.suffix.outputs]
+        size = batch_size(model, samples, self.known.shapes, _BATCH_BYTES, _BATCH)
         total = np.zeros(len(ablations))
-        done, whole = 0, len(ablations) * len(samples)
+        whole = len(ablations) * len(samples)
+        # What the loss does not depend on is done already.
+        done = whole - sum(len(cut.numbers) for cut in cuts) * len(samples)
+        self.progress.step(done, whole)
         for wave in self._waves(cuts, max(_CHUNK, size)):
             kept = list(
                 dict.fromkeys([*self._answers, *(n for c in wave for n in c.suffix.frontier)])
             )
-            for chunk in _chunks(parts, max(1, _CHUNK // size)):
-                with open_session(tapped(self.model, kept), self.execution) as session:
-                    values = [
-                        dict(zip(kept, session.run(part.feeds), strict=True)) for part in chunk
-                    ]
+            for chunk in _chunks(batches(samples, size), max(1, _CHUNK // size)):
+                values = self._values(model, kept, chunk)
+                held = values
+                if self.original is not model and not self.targets.answer.classes:
+                    held = self._values(self.original, self._answers, chunk)
                 for cut in wave:
                     with open_session(cut.suffix.model, self.execution) as session:
-                        for part, value in zip(chunk, values, strict=True):
-                            found = self._grown(session, cut, ablations, value, part)
+                        for part, value, own in zip(chunk, values, held, strict=True):
+                            found = self._grown(session, cut, ablations, value, own, part)
                             total[list(cut.numbers)] += found
                     done += len(cut.numbers) * sum(part.count for part in chunk)
                     self.progress.step(done, whole)
@@ -104,15 +108,21 @@ class Oracle:
         answer = self.targets.answer
         return [answer.logits] if answer.classes else list(answer.outputs)
 
+    def _values(
+        self, model: onnx.ModelProto, names: Sequence[str], chunk: Sequence[Batch]
+    ) -> list[dict[str, Array]]:
+        """Tensors of a model, batch by batch."""
+        with open_session(tapped(model, names), self.execution) as session:
+            return [dict(zip(names, session.run(part.feeds), strict=True)) for part in chunk]
+
     def _cuts(self, ablations: Sequence[Ablation]) -> list[_Cut]:
         """Ablations with the same taps together, in order of execution."""
-        view = GraphView(self.model)
         by_taps: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for number, ablation in enumerate(ablations):
             by_taps[tuple(ablation)].append(number)
         return [
             _Cut(
-                cut_suffix(view, self.shapes, {t: self.taps[t] for t in taps}, self._answers),
+                cut_suffix(self.known, {t: self.taps[t] for t in taps}, self._answers),
                 taps,
                 tuple(numbers),
             )
@@ -125,7 +135,7 @@ class Oracle:
         names: set[str] = set()
         for cut in cuts:
             more = names.union(cut.suffix.frontier)
-            held = sum(4 * prod(self.shapes.get(n, (1,))[1:]) for n in more) * samples
+            held = sum(4 * prod(self.known.shapes.get(n, (1,))[1:]) for n in more) * samples
             if wave and held > _KEPT_BYTES:
                 yield wave
                 wave, more = [], set(cut.suffix.frontier)
@@ -140,11 +150,12 @@ class Oracle:
         cut: _Cut,
         ablations: Sequence[Ablation],
         values: Values,
+        held: Values,
         part: Batch,
     ) -> Array64:
         """The sum over a batch of what every ablation of a cut adds to the loss."""
-        reference = {name: values[name] for name in self._answers}
-        base = self.targets.losses(reference, part.rows, reference)[: part.count]
+        before = {name: values[name] for name in self._answers}
+        base = self.targets.losses(before, part.rows, held)[: part.count]
         masks = cut.suffix.masks
         feeds: dict[str, Array] = {
             name: values[name] if name in values else part.feeds[name]
@@ -159,25 +170,27 @@ class Oracle:
             for tap, channels in ablations[number].items():
                 chosen = _along(self.taps[tap], channels)
                 if tap in masks:
-                    mask = np.ones(_lined(self.shapes[tap], self.taps[tap]), cut.suffix.dtypes[tap])
+                    mask = np.ones(
+                        _lined(self.known.shapes[tap], self.taps[tap]), cut.suffix.dtypes[tap]
+                    )
                     mask[chosen] = 0.0
                     feeds[masks[tap]] = mask
                 else:
                     saved[tap] = feeds[tap][chosen]
                     feeds[tap][chosen] = 0.0
             # Channels that were zero already change nothing, to the last bit.
-            if masks or any(before.any() for before in saved.values()):
+            if masks or any(some.any() for some in saved.values()):
                 outputs = dict(zip(session.output_names, session.run(feeds), strict=True))
-                losses = self.targets.losses({**reference, **outputs}, part.rows, reference)
+                losses = self.targets.losses({**before, **outputs}, part.rows, held)
                 grown[at] = (losses[: part.count] - base).sum()
-            for tap, before in saved.items():
-                feeds[tap][_along(self.taps[tap], ablations[number][tap])] = before
+            for tap, some in saved.items():
+                feeds[tap][_along(self.taps[tap], ablations[number][tap])] = some
         return grown
 
 
-def _chunks(parts: Sequence[Batch], count: int) -> Iterator[Sequence[Batch]]:
-    for start in range(0, len(parts), count):
-        yield parts[start : start + count]
+def _chunks(parts: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
+    while chunk := list(islice(parts, count)):
+        yield chunk
 
 
 def _along(axis: int, indices: Sequence[int]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.calibrate.sample_batches import Batch
 from onnxcompress.calibrate.targets import Targets, are_probabilities, log_probabilities
 from onnxcompress.errors import DataError
-from onnxcompress.gradients.answer import Answer, find_answer
+from onnxcompress.gradients.answer import Answer, demand_batch_axis, find_answer
 from onnxcompress.graph.infer import element_types
 from onnxcompress.graph.view import GraphView
 from onnxcompress.runtime import Array, Execution, open_session
@@ -34,7 +34,7 @@ def collect_targets(
     model: onnx.ModelProto,
     shapes: Mapping[str, tuple[int, ...]],
     samples: Dataset,
-    parts: Sequence[Batch],
+    parts: Iterable[Batch],
     execution: Execution,
     seed: int,
 ) -> Targets:
@@ -63,13 +63,15 @@ def collect_targets(
                 rows.append(found[answer.logits][: part.count])
                 continue
             for name, value in found.items():
+                demand_batch_axis(name, value.shape, len(part.rows))
                 flat = value.astype(np.float64).reshape(len(part.rows), -1)
                 energies[name].append(np.square(flat).sum(axis=1)[: part.count])
     if not answer.classes:
         totals = {name: np.concatenate(lines) for name, lines in energies.items()}
         return Targets(answer, np.zeros(0, np.int64), np.zeros((0, 0)), totals, seed)
     logits = np.concatenate(rows)
-    answer = replace(answer, probabilities=are_probabilities(logits))
+    if answer.logits in answer.outputs:
+        answer = replace(answer, probabilities=are_probabilities(logits))
     scores = log_probabilities(logits, answer)
     classes = samples.labels
     if classes is None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from onnxcompress.analyse.sensitivity import Ablation, Responses
+from onnxcompress.analyse.sizes import input_specs
 from onnxcompress.calibrate.ablation import Oracle
 from onnxcompress.calibrate.answers import collect_targets
 from onnxcompress.calibrate.dataset import Dataset
@@ -25,6 +27,7 @@ from onnxcompress.calibrate.sample_batches import (
 from onnxcompress.calibrate.targets import Targets
 from onnxcompress.errors import UsageError
 from onnxcompress.gradients.build import GradientModel, gradient_model
+from onnxcompress.gradients.known import know
 from onnxcompress.progress import Progress, Silent
 from onnxcompress.runtime import Array, Execution, Session, open_session
 
@@ -32,6 +35,9 @@ _BATCH_BYTES = 2**28
 """Of a batch's activations: the backward graph holds about three times as much."""
 
 _BATCH = 64
+_KEPT_BYTES = 2**28
+"""Of samples: more than this are read from where they come from, again and again."""
+
 _STEP = 0.2
 """Of gates, to either side, in the difference of gradients.
 
@@ -82,8 +88,12 @@ class CollectedSensitivity:
         """
         built = self._built(model, taps=taps)
         found: dict[str, list[Array64]] = {tap: [] for tap in taps}
+        if not built.products:
+            return {
+                tap: np.zeros((len(self._drawn), self._width(tap, a))) for tap, a in taps.items()
+            }
         with open_session(built.model, self.execution) as session:
-            for part in self._parts:
+            for part in self._parts():
                 outputs = _outputs(session, self._held_to_targets(built, part))
                 for tap, name in built.products.items():
                     found[tap].append(_wide(outputs[name])[: part.count])
@@ -113,7 +123,7 @@ class CollectedSensitivity:
         total = {tap: np.zeros(self._width(tap, axis)) for tap, axis in taps.items()}
         generator = np.random.default_rng([self.seed, 3])
         with open_session(built.model, self.execution) as session:
-            for part in self._parts * _PROBES:
+            for part in chain.from_iterable(self._parts() for _ in range(_PROBES)):
                 feeds = self._held_to_targets(built, part)
                 signs = {tap: generator.choice([-1.0, 1.0], s) for tap, s in _gates(built).items()}
                 ahead, behind = (
@@ -142,7 +152,7 @@ class CollectedSensitivity:
         built, names = with_means(model or self.model, self.shapes, taps)
         found: dict[str, list[Array64]] = {tap: [] for tap in taps}
         with open_session(built, self.execution) as session:
-            for part in self._parts:
+            for part in self._parts():
                 outputs = _outputs(session, part.feeds)
                 for tap, name in names.items():
                     found[tap].append(_wide(outputs[name])[: part.count])
@@ -163,9 +173,10 @@ class CollectedSensitivity:
         """
         count = min(self.ablated, len(self._drawn))
         count = max(count - count % (self.data.fixed_batch or 1), self.data.fixed_batch or 1)
-        oracle = Oracle(
-            model or self.model, self.shapes, taps, self._targets, self.execution, self.progress
-        )
+        sizes = {spec.name: self.shapes[spec.name] for spec in input_specs(self.model)}
+        known = know(model or self.model, sizes)
+        targets, execution = self._targets, self.execution
+        oracle = Oracle(known, self.model, taps, targets, execution, self.progress)
         return oracle.changes(ablations, self._drawn.take(range(count)))
 
     def fisher(
@@ -178,8 +189,10 @@ class CollectedSensitivity:
         """
         built = self._built(model, taps={}, tensors=tuple(tensors))
         total = {n: np.zeros((self._width(n, a),) * 2) for n, a in tensors.items()}
+        if not built.gradients:
+            return total
         with open_session(built.model, self.execution) as session:
-            for part in self._parts:
+            for part in self._parts():
                 outputs = _outputs(session, self._held_to_draws(built, part))
                 for name, output in built.gradients.items():
                     values = _wide(outputs[output])
@@ -199,15 +212,28 @@ class CollectedSensitivity:
         # Unsorted: the first few are a random part as well, which is what channels are ablated on.
         return self.data.take(order)
 
+    def _parts(self) -> Iterator[Batch]:
+        """The samples, batch by batch: kept in memory where they are small, else read again."""
+        yield from self._kept if self._kept is not None else self._read()
+
     @cached_property
-    def _parts(self) -> list[Batch]:
+    def _kept(self) -> list[Batch] | None:
+        first = next(self._read())
+        octets = sum(value.nbytes for value in first.feeds.values()) / len(first.rows)
+        return list(self._read()) if octets * len(self._drawn) <= _KEPT_BYTES else None
+
+    def _read(self) -> Iterator[Batch]:
         size = batch_size(self.model, self._drawn, self.shapes, _BATCH_BYTES, _BATCH)
-        return list(batches(self._drawn, size))
+        sizes: dict[str, tuple[int, ...]] = {}
+        for part in batches(self._drawn, size):
+            sizes = sizes or sizes_of(part.feeds)
+            demand_one_size(part, sizes)
+            yield part
 
     @cached_property
     def _targets(self) -> Targets:
         return collect_targets(
-            self.model, self.shapes, self._drawn, self._parts, self.execution, self.seed
+            self.model, self.shapes, self._drawn, self._parts(), self.execution, self.seed
         )
 
     def _built(
@@ -218,12 +244,9 @@ class CollectedSensitivity:
         tensors: tuple[str, ...] = (),
         gated: bool = False,
     ) -> GradientModel:
-        sizes = sizes_of(self._parts[0].feeds)
-        for part in self._parts:
-            demand_one_size(part, sizes)
         return gradient_model(
             model or self.model,
-            sizes,
+            sizes_of(next(self._parts()).feeds),
             taps=taps,
             tensors=tensors,
             gated=gated,

@@ -10,7 +10,7 @@ import onnx
 
 from onnxcompress.errors import ModelError
 from onnxcompress.gradients.emitter import Emitter
-from onnxcompress.graph.infer import element_types
+from onnxcompress.gradients.known import Known
 from onnxcompress.graph.view import GraphView, captured_names
 
 
@@ -33,78 +33,86 @@ class Suffix:
     outputs: tuple[str, ...]
 
 
-def cut_suffix(
-    view: GraphView,
-    shapes: Mapping[str, tuple[int, ...]],
-    taps: Mapping[str, int],
-    wanted: Sequence[str],
-) -> Suffix:
+def cut_suffix(known: Known, taps: Mapping[str, int], wanted: Sequence[str]) -> Suffix:
     """Cut off what depends on some tensors.
 
     Args:
-        view: the network.
-        shapes: shape of every tensor at the representative sizes.
+        known: the network, with shapes and types at the representative sizes.
         taps: the tensors, with their channel axis.
         wanted: tensors that the loss is computed from.
+
+    Returns:
+        The suffix; without outputs where the loss does not depend on any tap.
 
     Raises:
         ModelError: a subgraph reads a tap, where it cannot be replaced.
     """
+    view = known.view
     graph = onnx.GraphProto(name="suffix")
-    graph.node.extend(_behind(view, taps))
+    graph.node.extend(_needed(list(_behind(view, taps)), wanted))
     inside = {name for node in graph.node for name in node.output if name}
     read = dict.fromkeys([*(n for node in graph.node for n in node.input if n), *taps])
     read |= dict.fromkeys(captured_names(graph))
     outside = [name for name in read if name not in inside]
     frontier = [name for name in outside if name in view.producers]
-    known = {v.name: v for v in (*view.model.graph.value_info, *view.model.graph.output)}
-    types = element_types(view.model)
+    # What the model declares holds at any size; the shapes that are known only at one.
+    declared = {v.name: v for v in (*view.model.graph.value_info, *view.model.graph.output)}
     for name in frontier:
-        bare = onnx.helper.make_tensor_value_info(name, types.get(name, 0), None)
-        graph.input.append(known.get(name, bare))
+        bare = onnx.helper.make_tensor_value_info(name, known.types[name], None)
+        graph.input.append(declared.get(name, bare))
     graph.input.extend(v for v in view.model.graph.input if v.name in outside)
     graph.initializer.extend(view.initializers[n] for n in outside if n in view.initializers)
     outputs = [name for name in wanted if name in inside or name in taps]
-    masks = {
-        tap: _mask(graph, tap, axis, len(shapes[tap]), shapes[tap][axis], types[tap])
-        for tap, axis in taps.items()
-        if tap in inside
-    }
+    masks = {tap: _mask(graph, tap, axis, known) for tap, axis in taps.items() if tap in inside}
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     model = onnx.helper.make_model(
         graph,
         opset_imports=view.model.opset_import,
         ir_version=max(view.model.ir_version, 4),
     )
-    dtypes = {tap: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(types[tap])) for tap in masks}
+    dtypes = {tap: known.dtype(tap) for tap in masks}
     return Suffix(model, tuple(frontier), masks, dtypes, tuple(outputs))
+
+
+def _needed(nodes: Sequence[onnx.NodeProto], wanted: Collection[str]) -> list[onnx.NodeProto]:
+    """Those of some nodes, in order of execution, that a wanted tensor is computed from."""
+    needed, kept = set(wanted), []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(node.input, _captured(node))
+    return kept[::-1]
+
+
+def _captured(node: onnx.NodeProto) -> set[str]:
+    """What the subgraphs of a node read."""
+    holder = onnx.GraphProto()
+    holder.node.append(node)
+    return set(captured_names(holder))
 
 
 def _behind(view: GraphView, taps: Collection[str]) -> Iterator[onnx.NodeProto]:
     """The nodes that depend on a tap, in order of execution."""
     moved = set(taps)
     for node in view.model.graph.node:
-        holder = onnx.GraphProto()
-        holder.node.append(node)
-        if moved.intersection(node.input) or moved.intersection(captured_names(holder)):
+        if moved.intersection(node.input) or moved.intersection(_captured(node)):
             moved.update(name for name in node.output if name)
             yield node
 
 
-def _mask(graph: onnx.GraphProto, tap: str, axis: int, rank: int, width: int, kind: int) -> str:
+def _mask(graph: onnx.GraphProto, tap: str, axis: int, known: Known) -> str:
     """Multiply a tensor that is computed here by a new input, for everybody who reads it."""
     if tap in captured_names(graph):
         raise ModelError(
             f"tensor '{tap}' is read by a subgraph: its channels cannot be set to zero"
         )
-    at = next(i for i, node in enumerate(graph.node) if tap in node.output)
+    shape = known.shapes[tap]
     emit = Emitter(graph)
-    mask = emit.input("mask", kind, [width if a == axis else 1 for a in range(rank)])
-    masked = emit.op("Mul", tap, mask)
-    product = graph.node.pop()
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name == tap:
-                node.input[index] = masked
+    lined = [extent if a == axis else 1 for a, extent in enumerate(shape)]
+    mask, before = emit.input("mask", known.types[tap], lined), emit.name()
+    at = next(i for i, node in enumerate(graph.node) if tap in node.output)
+    maker = graph.node[at]
+    maker.output[list(maker.output).index(tap)] = before
+    product = onnx.helper.make_node("Mul", [before, mask], [tap], emit.name("Mul"))
     graph.node.insert(at + 1, product)
     return mask

@@ -67,6 +67,16 @@ def find_answer(view: GraphView, shapes: Mapping[str, Shape], types: Mapping[str
     return Answer(outputs, shape[1], outputs[0])
 
 
+def demand_batch_axis(output: str, shape: Shape, batch: int) -> None:
+    """Refuse an output in which samples cannot be told apart.
+
+    Raises:
+        GradientError: its first axis does not count samples.
+    """
+    if batch > 1 and shape[:1] != (batch,):
+        raise GradientError(f"output '{output}' has no batch axis: samples cannot be told apart")
+
+
 @dataclass(frozen=True)
 class Loss:
     """The loss inside a graph.
@@ -92,8 +102,7 @@ def emit_loss(known: Known, emit: Emitter, answer: Answer, batch: int) -> Loss:
         GradientError: an output has no batch axis.
     """
     for name in answer.outputs:
-        if batch > 1 and known.shapes[name][:1] != (batch,):
-            raise GradientError(f"output '{name}' has no batch axis: samples cannot be told apart")
+        demand_batch_axis(name, known.shapes[name], batch)
     if not answer.classes:
         inputs = {
             name: emit.input("cotangent", known.types[name], known.shapes[name])

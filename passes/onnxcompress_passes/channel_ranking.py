@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from onnxcompress.analyse.coupling.result import Coupling
 from onnxcompress.analyse.facts import Facts
-from onnxcompress.plan.saliency.criteria import joint_scores, scores
+from onnxcompress.plan.saliency.criteria import scores
 from onnxcompress.plan.saliency.flops import mflops_per_channel
-from onnxcompress.plan.saliency.joint import places_of
 from onnxcompress.plan.saliency.normalise import normalised
 from onnxcompress.plan.saliency.question import Criterion, Question
 
@@ -31,8 +30,7 @@ _COMBINE: dict[str, Callable[[list[float]], float]] = {
     "sum": lambda scores: float(np.sum(scores)),
     "max": lambda scores: float(np.max(scores)),
 }
-JOINTLY = "joint"
-COMBINATIONS = (*_COMBINE, JOINTLY)
+COMBINATIONS = tuple(_COMBINE)
 SCOPES = ("layer", "global")
 
 
@@ -87,34 +85,6 @@ def channel_scores(
     }
 
 
-def group_scores(
-    question: Question, joint: Criterion, normalise: str, flops: float = 0.0
-) -> dict[str, Array]:
-    """Scores [width] of every group's channels by a criterion that knows groups.
-
-    Args:
-        question: what is asked.
-        joint: scores the channels of every group.
-        normalise: how scores become comparable between groups.
-        flops: subtracted as in `channel_scores`, for all layers of a group.
-    """
-    removed = question.removed
-    found: dict[str, Array] = {}
-    for name, raw in joint(question).items():
-        left = ~np.isin(np.arange(len(raw)), removed.get(name, ()))
-        line = np.zeros(len(raw))
-        line[left] = normalised(raw[left], normalise)
-        found[name] = line
-    if flops:
-        places = places_of(question)
-        for group in question.coupling.groups:
-            for at, channel in enumerate(group.channels):
-                layers = (layer for layer, _ in places[channel])
-                cost = sum(mflops_per_channel(question, layer) for layer in layers)
-                found[group.name][at] -= flops * cost
-    return found
-
-
 def removal_sequence(facts: Facts, coupling: Coupling, ranking: Ranking) -> Removals:
     """In which order channels go, least important first.
 
@@ -127,14 +97,9 @@ def removal_sequence(facts: Facts, coupling: Coupling, ranking: Ranking) -> Remo
     def criterion(question: Question) -> dict[str, Array]:
         return scores(ranking.criterion, question)
 
-    def jointly(question: Question) -> dict[str, Array]:
-        return joint_scores(ranking.criterion, question)
-
     def score(removed: Mapping[str, Sequence[int]]) -> dict[str, Array]:
         gone = {name: tuple(channels) for name, channels in removed.items() if channels}
         question = Question(facts, coupling, gone, ranking.norm, ranking.seed)
-        if ranking.combine == JOINTLY:
-            return group_scores(question, jointly, ranking.normalise, ranking.flops)
         return channel_scores(
             question, criterion, ranking.normalise, ranking.combine, ranking.flops
         )

@@ -31,11 +31,9 @@ from onnxcompress.plan.channels.remove import zero_in
 from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Refusal, Site
 from onnxcompress.plan.saliency.criteria import CRITERIA
 from onnxcompress.plan.saliency.filters import NORMS
-from onnxcompress.plan.saliency.joint import JOINT
 from onnxcompress.plan.saliency.normalise import NORMALISATIONS
 from onnxcompress_passes.channel_ranking import (
     COMBINATIONS,
-    JOINTLY,
     SCOPES,
     Ranking,
     Removals,
@@ -78,7 +76,7 @@ class Prune(Pass[KeptChannels]):
     )
     combine: str = field(
         default="mean",
-        metadata={"help": "scores of a group's layers: mean, sum, max, or joint (one shared gate)"},
+        metadata={"help": "scores of a group's layers: mean, sum or max"},
     )
     channels: float = field(
         default=0.0,
@@ -124,11 +122,6 @@ class Prune(Pass[KeptChannels]):
         ):
             if value not in known:
                 raise UsageError(f"prune: {option}={value!r} is none of {', '.join(known)}")
-        if self.combine == JOINTLY and self.criterion not in JOINT:
-            raise UsageError(
-                f"prune: combine=joint goes with criterion={', '.join(JOINT)}, not with "
-                f"{self.criterion}"
-            )
         for option, number in (("channels", self.channels), ("flops", self.flops)):
             if isinstance(number, bool) or not isinstance(number, (int, float)):
                 raise UsageError(f"prune: {option}={number!r} is not a number")

@@ -44,9 +44,6 @@ OURS = (
             "random",
         )
     ),
-    "prune:criterion=taylor,combine=joint,round_to=2",
-    "prune:criterion=taylor-gate,combine=joint,round_to=2",
-    "prune:criterion=oracle-abs,combine=joint,round_to=2",
     "prune:criterion=taylor,per_step=4,round_to=2",
     "prune:criterion=taylor,per_step=64,scope=global,round_to=2",
 )

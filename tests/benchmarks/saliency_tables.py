@@ -93,7 +93,7 @@ def costs(given: onnx.ModelProto, data: Dataset) -> None:
     for _ in range(ROUNDS):
         thousand = CollectedSensitivity(model, shapes, data, execution, 0, 1000)
         backward = _seconds(thousand.gate_gradients, taps)
-        forward = _seconds(_forward, model, thousand._parts, execution)
+        forward = _seconds(_forward, model, list(thousand._parts()), execution)
         ratios.append(backward / forward)
     print(
         f"taylor over 1,000 images, labels and set-up included: {np.median(ratios):.2f} times one "
@@ -107,7 +107,7 @@ def costs(given: onnx.ModelProto, data: Dataset) -> None:
         chunk = data.take(range(CHUNK * round_, CHUNK * (round_ + 1)))
         few = CollectedSensitivity(model, shapes, chunk, execution, 0, CHUNK, CHUNK, Silent())
         kept = _seconds(few.ablate, taps, ablations)
-        whole = _seconds(_without_prefix, model, taps, shapes, few._parts, execution)
+        whole = _seconds(_without_prefix, model, taps, shapes, list(few._parts()), execution)
         ratios.append(whole / kept)
     print(
         f"oracle of {len(ablations)} channels, prefix kept: {np.median(ratios):.2f} times faster "

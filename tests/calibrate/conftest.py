@@ -48,17 +48,19 @@ ENDINGS = {
 
 
 class Watched:
-    """Samples in arrays that remember which rows were read."""
+    """Samples in arrays that remember which rows were read, and how many at a time."""
 
     def __init__(self, arrays: Values, labels: np.ndarray | None) -> None:
         self.arrays, self.labels = arrays, labels
         self.seen: list[int] = []
+        self.reads: list[int] = []
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
     def read(self, rows: np.ndarray) -> Values:
         self.seen.extend(rows.tolist())
+        self.reads.append(len(rows))
         return {name: values[rows] for name, values in self.arrays.items()}
 
     def content(self) -> Iterator[bytes]:
@@ -108,6 +110,7 @@ class Truth:
         samples = Watched(arrays, labels)
         data = Dataset.over(samples, specs, source="here")
         samples.seen.clear()
+        samples.reads.clear()
         sizes = {s.name: (s.fixed(0) or 1, *arrays[s.name].shape[1:]) for s in specs}
         execution = Execution(threads=threads)
         shapes = shapes_for(model, sizes)

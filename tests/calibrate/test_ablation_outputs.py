@@ -36,7 +36,7 @@ def expected(
     """Masks behind the taps of the whole network, sample by sample; relative to the original."""
     taps = tuple(TAPS)
     answers = [flat(values) for values in kit.run(original, feeds)]
-    copy, results = truth.stepped(model, taps), []
+    copy = truth.stepped(model, taps)
     widths = {"a": 3, "b": 3, "t": 3, "u": 3, "v": 3}
     for tensor in model.graph.initializer:
         if tensor.name == "w2":
@@ -56,8 +56,7 @@ def expected(
         return total / len(answers[0])
 
     base = loss({})
-    results = [loss(ablation) - base for ablation in ablations]
-    return results
+    return [loss(ablation) - base for ablation in ablations]
 
 
 @pytest.mark.parametrize("equal", [False, True], ids=["distinct", "equal"])

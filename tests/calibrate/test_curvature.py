@@ -43,7 +43,7 @@ def network(nets: Any, *, width: int, batch: Any = "N", equal: bool = False) -> 
 def hessians(
     truth: Any, model: onnx.ModelProto, taps: dict[str, int], feeds: Any, classes: np.ndarray
 ) -> np.ndarray:
-    """Of every sample's loss in all gates [samples, gates, gates]; taps have their channels at 1."""
+    """Of every sample's loss in all gates [samples, gates, gates], for channels on axis 1."""
     shapes = {t: v.shape for t, v in truth.forward(model, feeds, also=tuple(taps))({}).items()}
     places = [(tap, c) for tap in taps for c in range(shapes[tap][1])]
     run, losses = truth.forward(model, feeds, tuple(taps)), truth.losses("logits", classes)
@@ -132,6 +132,40 @@ def test_diagonal_within_the_error_of_its_estimate(
     error = np.abs(np.concatenate([found["a"], found["b"]]) - expected)
     # The second term is that of the differences.
     assert (error < 5 * deviation + 2e-3 * np.abs(expected).max()).all()
+
+
+def test_every_sample_has_signs_of_its_own(
+    truth: Any, nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two gates an estimate is H_ii + s H_ij for a sign s, whose mean over samples is small.
+
+    Samples that are all alike show it: with one s for all of them, the error would be |H_ij|.
+    """
+    monkeypatch.setattr(module, "_PROBES", 1)
+    monkeypatch.setattr(module, "_STEP", SMALL)
+    model, count = network(nets, width=2), 100
+    x = {"x": np.repeat(nets.samples(model, 1)["x"], count, axis=0)}
+    measured = truth.measured(model, x, np.zeros(count, np.int64))
+    found = measured.sensitivity.curvature({"a": 1})["a"]
+    matrix = hessians(truth, model, {"a": 1}, {"x": x["x"][:1]}, np.array([0]))[0]
+    error, mixed = np.abs(found - np.diagonal(matrix)), abs(matrix[0, 1])
+    # Five standard deviations of a mean of signs.
+    assert (error < 5 * mixed / np.sqrt(count) + 1e-3 * np.abs(matrix).max()).all()
+    assert mixed > 0.05 * np.abs(matrix).max()
+
+
+def test_no_more_samples_than_asked_for(
+    truth: Any, nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_STEP", SMALL)
+    model = network(nets, width=1)
+    measured = truth.measured(model, nets.samples(model, 9), samples=4)
+    found = measured.sensitivity.curvature({"a": 1})["a"]
+    feeds = measured.feeds
+    assert len(measured.order) == 4
+    classes = truth.forward(model, feeds)({})["y"].argmax(axis=1)
+    second = hessians(truth, model, {"a": 1}, feeds, classes).mean(axis=0)[0]
+    np.testing.assert_allclose(found, second, rtol=1e-2)
 
 
 def test_the_seed_decides(truth: Any, nets: Any) -> None:

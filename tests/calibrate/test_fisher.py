@@ -150,6 +150,16 @@ def test_symmetric_and_positive(truth: Any, nets: Any) -> None:
         assert values.shape == ({"c": 4, "f": 2, "h": 9, "p": 9}[name],) * 2
 
 
+def test_no_more_samples_than_asked_for(truth: Any, nets: Any) -> None:
+    model = linear(nets)
+    measured = truth.measured(model, nets.samples(model, 9), samples=4)
+    found = measured.sensitivity.fisher({"q": 1})["q"]
+    assert len(measured.order) == 4
+    losses = truth.losses("logits", drawn(measured))
+    gradients = slopes(truth, model, "q", measured.feeds, losses)
+    truth.assert_close(found, outer(gradients, 1).mean(axis=0))
+
+
 def test_the_seed_decides(truth: Any, nets: Any) -> None:
     model = linear(nets)
     x = nets.samples(model, 20)

@@ -14,7 +14,7 @@ import pytest
 
 from onnxcompress.cli.root import cli as root
 
-COMMANDS = ("bench", "compress", "demo", "evaluate", "inspect", "passes")
+COMMANDS = ("bench", "compress", "demo", "evaluate", "inspect", "passes", "saliency")
 
 PROMISED = {
     "compress": {
@@ -28,8 +28,13 @@ PROMISED = {
     "bench": {"--providers", "--threads", "--shape", "--batch", "--json"},
     "passes": {"--json"},
     "demo": {"--providers", "--threads", "--json"},
+    "saliency": {
+        "--data", "--criterion", "--reference", "--samples", "--oracle-samples", "--exclude",
+        "--per-layer", "--preprocess", "--providers", "--threads", "--seed", "--json", "--quiet",
+    },
 }  # fmt: skip
-"""What DESIGN section 4 names, without --then and --finetune of `compress`, which do not exist."""
+"""What DESIGN section 4 names, without --then and --finetune of `compress`, which do not exist; and
+what the docs of `saliency` name."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnxcompress.errors import GradientError
 from onnxcompress.plan.saliency.filters import random, weight
 from onnxcompress.plan.saliency.gradients import obd, taylor, taylor_gate
-from onnxcompress.plan.saliency.joint import JOINT
 from onnxcompress.plan.saliency.oracle import oracle_abs, oracle_loss
 from onnxcompress.plan.saliency.question import Array, Criterion, Question
 from onnxcompress.plan.saliency.responses import (
@@ -55,26 +53,8 @@ def scores(name: str, question: Question) -> dict[str, Array]:
         UsageError: the criterion needs data that is not there, or classes.
         GradientError: it needs the gradient of an operator that has none; names those that do not.
     """
-    with _advice(name):
-        return CRITERIA[name].score(question)
-
-
-def joint_scores(name: str, question: Question) -> dict[str, Array]:
-    """Scores [width] of every group's channels, by a criterion that knows groups.
-
-    Raises:
-        UsageError: the criterion needs data that is not there.
-        GradientError: it needs the gradient of an operator that has none; names those that do not.
-    """
-    with _advice(name):
-        return JOINT[name](question)
-
-
-@contextmanager
-def _advice(name: str) -> Iterator[None]:
-    """Name the criteria that need no gradients where one is missing."""
     try:
-        yield
+        return CRITERIA[name].score(question)
     except GradientError as error:
         if not CRITERIA[name].gradients:
             raise

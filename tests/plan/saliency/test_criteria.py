@@ -14,27 +14,41 @@ from onnxcompress.plan.saliency.criteria import CRITERIA, scores
 GRADIENTS = ["obd", "taylor", "taylor-gate"]
 OTHERS = [name for name in CRITERIA if name not in GRADIENTS]
 
-# Behind the last layer stands an operator without an adjoint, before the answer.
 OPAQUE = """net (float[N, 3, 4, 5] x) => (float[N, 2] y) {{
-    [one] a = Conv <kernel_shape = [1, 1]> (x, w1, b1)
+    {first}
+    [one] a = Conv <kernel_shape = [1, 1]> ({z}, w1, b1)
     [r1] b = Relu (a)
-    [two] c = Conv <kernel_shape = [1, 1]> (b, w2)
-    [mean] d = GlobalAveragePool (c)
-    [flat] e = Flatten (d)
-    {node} }}"""
+    [pool] c = MaxPool <kernel_shape = [2, 2]> (b)
+    [two] d = Conv <kernel_shape = [1, 1]> (c, w2)
+    [mean] e = GlobalAveragePool (d)
+    [flat] f = Flatten (e)
+    {last} }}"""
+# Operators without an adjoint between every layer that is scored and the answer.
 NODES = {
-    "Einsum": '[odd] y = Einsum <equation = "nk->nk"> (e)',
-    "Hardmax": "[odd] y = Hardmax (e)",
-    "com.microsoft.QuickGelu": "[odd] y = com.microsoft.QuickGelu (e)",
+    "Einsum": '[odd] g = Einsum <equation = "nk->nk"> (f)',
+    "Hardmax": "[odd] g = Hardmax (f)",
+    "com.microsoft.QuickGelu": "[odd] g = Elu (f)",
 }
 
 
-def opaque(nets: Any, node: str) -> Facts:
-    text = OPAQUE.format(node=node)
-    model = nets.build(text, w1=(4, 3, 1, 1), b1=(4,), w2=(2, 4, 1, 1))
-    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+def opaque(nets: Any, *, first: str = "", last: str) -> Facts:
+    """A network with odd operators in front of all layers, or behind them; Elu becomes QuickGelu.
+
+    Whose output ONNX's shape inference knows nothing about.
+    """
+    text = OPAQUE.format(first=first, z="z" if first else "x", last=last)
+    model = nets.build(text, w1=(4, 3, 1, 1), b1=(4,), w2=(2, 4, 1, 1), w3=(2, 2))
+    for node in model.graph.node:
+        if node.op_type == "Elu":
+            node.op_type, node.domain = "QuickGelu", "com.microsoft"
+            model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+            del model.graph.value_info[:]
     made: Facts = nets.facts(model, nets.samples(model, 20))
     return made
+
+
+def behind(nets: Any, node: str) -> Facts:
+    return opaque(nets, last=f"{node}  [last] y = MatMul (g, w3)")
 
 
 def test_names() -> None:
@@ -50,7 +64,7 @@ def test_names() -> None:
 def test_no_adjoint(nets: Any, ask: Any, operator: str, node: str, criterion: str) -> None:
     """One line: the criterion, the operator, its node, and every criterion that still works."""
     with pytest.raises(GradientError) as caught:
-        scores(criterion, ask(opaque(nets, node)))
+        scores(criterion, ask(behind(nets, node)))
     said = str(caught.value)
     assert said.startswith(f"criterion {criterion} needs gradients, but ")
     assert f"{operator} 'odd'" in said
@@ -63,35 +77,36 @@ def test_no_adjoint(nets: Any, ask: Any, operator: str, node: str, criterion: st
 @pytest.mark.parametrize("criterion", OTHERS)
 @pytest.mark.parametrize("node", NODES.values(), ids=NODES.keys())
 def test_what_is_offered_works(nets: Any, ask: Any, node: str, criterion: str) -> None:
-    found = scores(criterion, ask(opaque(nets, node)))
+    found = scores(criterion, ask(behind(nets, node)))
     assert {layer: line.shape for layer, line in found.items()} == {"one": (4,)}
 
 
 def test_several_operators_are_named(nets: Any, ask: Any) -> None:
-    node = '[odd] p = Einsum <equation = "nk->nk"> (e)  [even] y = Hardmax (p)'
+    node = '[odd] p = Einsum <equation = "nk->nk"> (f)  [even] g = Hardmax (p)'
     with pytest.raises(GradientError, match=r"Einsum 'odd', Hardmax 'even'; these criteria"):
-        scores("taylor", ask(opaque(nets, node)))
+        scores("taylor", ask(behind(nets, node)))
 
 
-def test_off_the_way(nets: Any, ask: Any) -> None:
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("operator", ['Einsum <equation = "nchw->nchw"> (x)', "Elu (x)"])
+def test_off_the_way(nets: Any, ask: Any, operator: str, criterion: str) -> None:
     """An operator in front of every layer is on nobody's way to the loss."""
-    text = """net (float[N, 3, 4, 5] x) => (float[N, 2] y) {
-        [odd] z = Einsum <equation = "nchw->nchw"> (x)
-        [one] a = Conv <kernel_shape = [1, 1]> (z, w1)
-        [r1] b = Relu (a)
-        [two] c = Conv <kernel_shape = [1, 1]> (b, w2)
-        [mean] d = GlobalAveragePool (c)
-        [flat] y = Flatten (d) }"""
-    model = nets.build(text, w1=(4, 3, 1, 1), w2=(2, 4, 1, 1))
-    facts = nets.facts(model, nets.samples(model, 20))
-    for criterion in CRITERIA:
-        assert list(scores(criterion, ask(facts))) == ["one"]
+    facts = opaque(nets, first=f"[odd] z = {operator}", last="[last] y = MatMul (f, w3)")
+    found = scores(criterion, ask(facts))
+    assert {layer: line.shape for layer, line in found.items()} == {"one": (4,), "two": (2,)}
+
+
+@pytest.mark.parametrize("criterion", OTHERS)
+def test_an_answer_of_unknown_size(nets: Any, ask: Any, criterion: str) -> None:
+    """Shape inference stops in front of the answer, which declares its classes itself."""
+    found = scores(criterion, ask(opaque(nets, last="[odd] y = Elu (f)")))
+    assert {layer: line.shape for layer, line in found.items()} == {"one": (4,)}
 
 
 @pytest.mark.parametrize("criterion", [c for c in CRITERIA if c not in {"weight", "random"}])
 def test_data_is_needed(nets: Any, ask: Any, criterion: str) -> None:
     """Nothing else is said about it, least of all that gradients are missing."""
-    facts = nets.facts(opaque(nets, NODES["Einsum"]).model)
+    facts = nets.facts(behind(nets, NODES["Einsum"]).model)
     with pytest.raises(UsageError, match="--data") as caught:
         scores(criterion, ask(facts))
     assert not isinstance(caught.value, GradientError)

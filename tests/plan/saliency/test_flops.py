@@ -126,7 +126,9 @@ def test_dense_layers(nets: Any, ask: Any, node: str) -> None:
 
 def test_dense_layers_at_many_places(nets: Any, ask: Any) -> None:
     """A channel of seven tokens is seven outputs."""
-    text = "net (float[N, 7, 9] x) => (float[N, 7, 4] y) { [layer] a = MatMul (x, w) [last] y = MatMul (a, v) }"  # noqa: E501
+    text = """net (float[N, 7, 9] x) => (float[N, 7, 4] y) {
+        [layer] a = MatMul (x, w)
+        [last] y = MatMul (a, v) }"""
     question = ask(nets.facts(nets.build(text, w=(9, 5), v=(5, 4))))
     assert mflops_per_channel(question, "layer") == pytest.approx(7 * 17e-6, rel=1e-12)
 

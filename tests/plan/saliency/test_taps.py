@@ -27,6 +27,25 @@ TAPS: dict[str, tuple[str, str]] = {
     "read twice": (
         "[n] b = Relu (a)  [r] c = Tanh (b)  [side] side = Conv <kernel_shape = [1, 1]> (b, v)",
         "b"),
+    "x * sigmoid(x)": ("[n] b = Sigmoid (a)  [r] c = Mul (a, b)", "c"),
+    "sigmoid(x) * x": ("[n] b = HardSigmoid (a)  [r] c = Mul (b, a)", "c"),
+    "x * sigmoid(x), more behind": (
+        "[n] b = Sigmoid (a)  [r] d = Mul (a, b)  [t] c = LeakyRelu (d)", "c"),
+    "x * sigmoid(x) behind a bias": (
+        "[p] d = Add (a, line)  [n] b = Sigmoid (d)  [r] c = Mul (d, b)", "c"),
+    "x * tanh(x)": ("[n] b = Tanh (a)  [r] c = Mul (a, b)", "a"),
+    "x + sigmoid(x)": ("[n] b = Sigmoid (a)  [r] c = Add (a, b)", "a"),
+    "x * sigmoid(x), the gate read again": (
+        "[n] b = Sigmoid (a)  [r] c = Mul (a, b)"
+        "  [side] side = Conv <kernel_shape = [1, 1]> (b, v)", "a"),
+    "x * sigmoid(x), x read again": (
+        "[n] b = Sigmoid (a)  [r] c = Mul (a, b)"
+        "  [side] side = Conv <kernel_shape = [1, 1]> (a, v)", "a"),
+    "x * relu(sigmoid(x))": ("[n] d = Sigmoid (a)  [m] b = Relu (d)  [r] c = Mul (a, b)", "a"),
+    "shifted and divided": ("[n] b = Sub (a, line)  [r] c = Div (b, line)", "c"),
+    "taken from a constant": ("[n] c = Sub (line, a)", "a"),
+    "dropout": ("[n] b = Relu (a)  [r] c = Dropout (b)", "c"),
+    "softmax over channels": ("[n] b = Relu (a)  [r] c = Softmax <axis = 1> (b)", "a"),
 }  # fmt: skip
 
 

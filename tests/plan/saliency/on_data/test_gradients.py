@@ -101,7 +101,9 @@ def test_the_size_of_a_map(case: Any, ask: Any, nets: Any) -> None:
         [one] a = MatMul (x, u)
         [r] b = Relu (a)
         [two] y = MatMul (b, v) }"""
-    assert map_size(ask(nets.facts(nets.build(tokens, u=(3, 5), v=(5, 2)))), "one") == 7
+    model = nets.build(tokens, u=(3, 5), v=(5, 2))
+    for batch in (1, 4):
+        assert map_size(ask(nets.facts(model, sizes={"x": (batch, 7, 3)})), "one") == 7
 
 
 def relative_slopes(slow: Any, layer: str) -> Array:
