@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +15,7 @@ from onnxcompress.calibrate.sample_batches import Batch
 from onnxcompress.calibrate.targets import Targets, are_probabilities, log_probabilities
 from onnxcompress.errors import DataError
 from onnxcompress.gradients.answer import Answer, demand_batch_axis, find_answer
-from onnxcompress.graph.infer import element_types
-from onnxcompress.graph.view import GraphView
+from onnxcompress.gradients.known import Known
 from onnxcompress.runtime import Array, Execution, open_session
 
 
@@ -31,8 +30,7 @@ def tapped(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
 
 
 def collect_targets(
-    model: onnx.ModelProto,
-    shapes: Mapping[str, tuple[int, ...]],
+    known: Known,
     samples: Dataset,
     parts: Iterable[Batch],
     execution: Execution,
@@ -41,8 +39,7 @@ def collect_targets(
     """Answers of the network, and the labels of the samples where there are any.
 
     Args:
-        model: the network in canonical form.
-        shapes: shape of every tensor at the representative sizes.
+        known: the network in canonical form.
         samples: the samples.
         parts: the same in batches.
         execution: provider and threads.
@@ -52,11 +49,11 @@ def collect_targets(
         GradientError: no output is a floating-point tensor.
         DataError: a label is no class of the network.
     """
-    answer = find_answer(GraphView(model), shapes, element_types(model))
+    answer = find_answer(known)
     names = [answer.logits] if answer.classes else list(answer.outputs)
     rows: list[Array] = []
     energies: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
-    with open_session(tapped(model, names), execution) as session:
+    with open_session(tapped(known.view.model, names), execution) as session:
         for part in parts:
             found = dict(zip(names, session.run(part.feeds), strict=True))
             if answer.classes:

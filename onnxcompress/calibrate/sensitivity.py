@@ -27,7 +27,7 @@ from onnxcompress.calibrate.sample_batches import (
 from onnxcompress.calibrate.targets import Targets
 from onnxcompress.errors import UsageError
 from onnxcompress.gradients.build import GradientModel, gradient_model
-from onnxcompress.gradients.known import know
+from onnxcompress.gradients.known import Known, know
 from onnxcompress.progress import Progress, Silent
 from onnxcompress.runtime import Array, Execution, Session, open_session
 
@@ -149,7 +149,7 @@ class CollectedSensitivity:
                 "mutual-information needs a class for every sample, and this network does not "
                 "answer with one: use another criterion"
             )
-        built, names = with_means(model or self.model, self.shapes, taps)
+        built, names = with_means(model or self.model, self._known.shapes, taps)
         found: dict[str, list[Array64]] = {tap: [] for tap in taps}
         with open_session(built, self.execution) as session:
             for part in self._parts():
@@ -173,8 +173,7 @@ class CollectedSensitivity:
         """
         count = min(self.ablated, len(self._drawn))
         count = max(count - count % (self.data.fixed_batch or 1), self.data.fixed_batch or 1)
-        sizes = {spec.name: self.shapes[spec.name] for spec in input_specs(self.model)}
-        known = know(model or self.model, sizes)
+        known = self._known if model is None else know(model, self._sizes)
         targets, execution = self._targets, self.execution
         oracle = Oracle(known, self.model, taps, targets, execution, self.progress)
         return oracle.changes(ablations, self._drawn.take(range(count)))
@@ -202,6 +201,15 @@ class CollectedSensitivity:
                     flat = rows.reshape(len(rows), -1)
                     total[name] += flat @ flat.T
         return {name: value / len(self._drawn) for name, value in total.items()}
+
+    @property
+    def _sizes(self) -> dict[str, tuple[int, ...]]:
+        return {spec.name: self.shapes[spec.name] for spec in input_specs(self.model)}
+
+    @cached_property
+    def _known(self) -> Known:
+        """Every tensor at the representative sizes; shape inference alone misses some."""
+        return know(self.model, self._sizes)
 
     @cached_property
     def _drawn(self) -> Dataset:
@@ -232,9 +240,7 @@ class CollectedSensitivity:
 
     @cached_property
     def _targets(self) -> Targets:
-        return collect_targets(
-            self.model, self.shapes, self._drawn, self._parts(), self.execution, self.seed
-        )
+        return collect_targets(self._known, self._drawn, self._parts(), self.execution, self.seed)
 
     def _built(
         self,
@@ -272,7 +278,7 @@ class CollectedSensitivity:
         return feeds
 
     def _width(self, tensor: str, axis: int) -> int:
-        return self.shapes[tensor][axis]
+        return self._known.shapes[tensor][axis]
 
 
 def _outputs(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:

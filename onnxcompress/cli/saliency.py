@@ -143,6 +143,8 @@ def _show(label: str, found: Study, *, per_layer: bool) -> None:
         f"{found.ablated}; loss against {held}",
         markup=False,
     )
+    if not found.correlations:
+        output.print("nothing to compare the reference with; --json gives its scores")
     if not per_layer:
         return
     for layer, scores in found.scores[found.reference].items():

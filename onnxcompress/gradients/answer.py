@@ -18,7 +18,7 @@ from onnxcompress.analyse.answers import declared_answers, is_classifier
 from onnxcompress.errors import GradientError
 from onnxcompress.gradients.emitter import Emitter
 from onnxcompress.gradients.known import Known, Shape
-from onnxcompress.graph.view import FLOATING_TYPES, GraphView, attributes
+from onnxcompress.graph.view import FLOATING_TYPES, attributes
 from onnxcompress.runtime import Array
 
 FLOAT = 1
@@ -43,13 +43,14 @@ class Answer:
     probabilities: bool = False
 
 
-def find_answer(view: GraphView, shapes: Mapping[str, Shape], types: Mapping[str, int]) -> Answer:
+def find_answer(known: Known) -> Answer:
     """Read off the graph what kind of answer it gives.
 
     Raises:
         GradientError: no output is a floating-point tensor.
     """
-    outputs = tuple(name for name in view.outputs if types.get(name) in FLOATING_TYPES)
+    view, shapes = known.view, known.shapes
+    outputs = tuple(name for name in view.outputs if known.types[name] in FLOATING_TYPES)
     if not outputs:
         raise GradientError("no output of the network is a floating-point tensor")
     if not is_classifier(declared_answers(view.model)):

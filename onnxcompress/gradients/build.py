@@ -75,7 +75,7 @@ def gradient_model(
         for tap, axis in taps.items():
             gates[tap], behind[tap] = _insert_gate(known, emit, tap, axis, batch)
         known = _with_copies(known, {behind[tap]: tap for tap in taps})
-    answer = find_answer(known.view, known.shapes, known.types)
+    answer = find_answer(known)
     if answer.logits in answer.outputs:
         answer = replace(answer, probabilities=probabilities)
     loss = emit_loss(known, emit, answer, batch)

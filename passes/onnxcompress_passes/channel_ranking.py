@@ -26,8 +26,8 @@ Removals = tuple[tuple[str, int], ...]
 """(group, channel) in the order in which they go."""
 
 _COMBINE: dict[str, Callable[[list[float]], float]] = {
-    "mean": lambda scores: float(np.mean(scores)),
     "sum": lambda scores: float(np.sum(scores)),
+    "mean": lambda scores: float(np.mean(scores)),
     "max": lambda scores: float(np.max(scores)),
 }
 COMBINATIONS = tuple(_COMBINE)

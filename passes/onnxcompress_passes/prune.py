@@ -75,8 +75,7 @@ class Prune(Pass[KeptChannels]):
         default="l2", metadata={"help": "scores within a layer: none, l1, l2 or minmax"}
     )
     combine: str = field(
-        default="mean",
-        metadata={"help": "scores of a group's layers: mean, sum or max"},
+        default="sum", metadata={"help": "scores of a group's layers: sum, mean or max"}
     )
     channels: float = field(
         default=0.0,

@@ -20,7 +20,7 @@ def mflops_per_channel(question: Question, layer: str) -> float:
     width = len(question.lane(layer).classes)
     samples = shape[0]
     products = facts.macs(layer) / (width * samples)
-    if facts.view.nodes[layer].op_type in _DENSE:
-        return (2.0 * products - 1.0) / 1e6
     positions = prod(shape) / (width * samples)
+    if facts.view.nodes[layer].op_type in _DENSE:
+        return (2.0 * products - positions) / 1e6
     return 2.0 * (products + positions) / 1e6

@@ -58,5 +58,5 @@ def map_size(question: Question, layer: str) -> int:
     """How many positions a channel of a layer has, for one sample."""
     tap = question.taps[layer]
     axis = question.axes[tap]
-    shape = question.facts.shapes()[tap]
+    shape = question.coupling.shapes[tap]
     return prod(extent for at, extent in enumerate(shape) if at not in {0, axis})

@@ -78,7 +78,7 @@ def test_classes_however_they_are_written(small: Any, end: str) -> None:
 def test_the_loss_is_that_of_the_logits(small: Any, end: str) -> None:
     network = _ended(small, end)
     known = know(network.model, small.sizes)
-    answer = find_answer(known.view, known.shapes, known.types)
+    answer = find_answer(known)
     assert (answer.logits, answer.classes) == ("logits", small.classes)
     assert not answer.probabilities
 

@@ -75,7 +75,9 @@ def test_spearman_without_ties_is_the_formula_of_the_paper() -> None:
 @pytest.mark.parametrize(
     ("one", "other"), [([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [0, 0, 0]), ([4], [5])]
 )
+@pytest.mark.filterwarnings("error")
 def test_nothing_to_rank(one: list[float], other: list[float]) -> None:
+    """And no warning about it."""
     assert math.isnan(spearman(np.array(one, float), np.array(other, float)))
 
 
@@ -332,7 +334,6 @@ def test_vgg_tiny(shared_folder: Path) -> None:
     found = study(model, data, criteria=criteria, samples=512, ablated=512)
     assert (found.samples, found.ablated, found.labelled) == (512, 512, True)
     taylor, gate, apoz = (found.correlations[name] for name in ("taylor", "taylor-gate", "apoz"))
-    print({n: (c.mean, c.all_layers, c.all_normalised) for n, c in found.correlations.items()})
     assert taylor.mean >= 0.7
     assert taylor.all_normalised >= 0.8
     assert gate.all_layers >= 0.8
