@@ -70,8 +70,8 @@ class Study:
         reference: the criterion that the others are compared with.
         correlations: by criterion, without the reference.
         refused: criteria that cannot be computed here, and why.
-        fisher: by layer, the trace of the Fisher information in its output; None where the
-            backward graph cannot be built.
+        fisher: by layer, the trace of the Fisher information in its output; None where it was not
+            asked for, or the backward graph cannot be built.
         samples: how many samples gradients were taken of.
         ablated: how many samples channels were ablated on.
         labelled: whether the loss was held to labels, or to the network's own answers.
@@ -97,6 +97,7 @@ def study(
     ablated: int = 256,
     exclude: Sequence[str] = (),
     norm: str = "l2",
+    fisher: bool = True,
     execution: Execution | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -112,6 +113,7 @@ def study(
         ablated: of the oracle, at most.
         exclude: regular expressions of layers to leave out (names of nodes).
         norm: of filters.
+        fisher: whether the Fisher information is wanted, which takes another backward pass.
         execution: provider and threads.
         seed: which samples are taken, and every random choice.
         progress: told what happens.
@@ -153,7 +155,7 @@ def study(
             if name != reference
         },
         refused=refused,
-        fisher=_fisher(question),
+        fisher=_fisher(question) if fisher else None,
         samples=min(samples, len(data)),
         ablated=min(ablated, samples, len(data)),
         labelled=data.labels is not None,

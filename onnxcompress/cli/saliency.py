@@ -76,6 +76,7 @@ def saliency_command(source: str, exclude: tuple[str, ...], **values: Any) -> No
             samples=values["samples"],
             ablated=values["oracle_samples"],
             exclude=exclude,
+            fisher=values["as_json"],
             execution=execution,
             seed=values["seed"],
             progress=progress,
