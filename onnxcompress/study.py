@@ -7,7 +7,7 @@ divided by its l2 norm: the tables of Molchanov et al. 2017 (arXiv 1611.06440), 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from onnxcompress.analyse.facts import Facts, analyse
+from onnxcompress.analyse.sensitivity import Measured
 from onnxcompress.analyse.sizes import random_feeds, representative_sizes
 from onnxcompress.calibrate.collectors import with_collectors
 from onnxcompress.calibrate.dataset import Dataset
@@ -72,9 +73,8 @@ class Study:
         refused: criteria that cannot be computed here, and why.
         fisher: by layer, the trace of the Fisher information in its output; None where it was not
             asked for, or the backward graph cannot be built.
-        samples: how many samples gradients were taken of.
-        ablated: how many samples channels were ablated on.
-        labelled: whether the loss was held to labels, or to the network's own answers.
+        measured: on how many samples, and what the loss was held to; None where no criterion
+            needed a loss.
     """
 
     scores: Mapping[str, Scores]
@@ -82,9 +82,7 @@ class Study:
     correlations: Mapping[str, Correlation]
     refused: Mapping[str, str]
     fisher: Mapping[str, float] | None
-    samples: int
-    ablated: int
-    labelled: bool
+    measured: Measured | None
 
 
 def study(
@@ -96,7 +94,6 @@ def study(
     samples: int = 1024,
     ablated: int = 256,
     exclude: Sequence[str] = (),
-    norm: str = "l2",
     fisher: bool = True,
     execution: Execution | None = None,
     seed: int = 0,
@@ -112,7 +109,6 @@ def study(
         samples: of gradients, at most.
         ablated: of the oracle, at most.
         exclude: regular expressions of layers to leave out (names of nodes).
-        norm: of filters.
         fisher: whether the Fisher information is wanted, which takes another backward pass.
         execution: provider and threads.
         seed: which samples are taken, and every random choice.
@@ -128,8 +124,8 @@ def study(
     execution, progress = execution or Execution(), progress or Silent()
     facts = _facts(model, data, samples, ablated, execution, seed, progress)
     coupling = facts.coupling()
-    skipped = matching(exclude, list(facts.view.nodes))
-    question = Question(facts, coupling, {}, norm, seed, skipped)
+    whole = Question(facts, coupling, {}, "l2", seed)
+    question = replace(whole, skipped=matching(exclude, whole.layers))
     if not question.layers:
         reasons = sorted({f"'{name}': {reason}" for name, reason in coupling.refusals.items()})
         raise ModelError(
@@ -142,7 +138,7 @@ def study(
         progress.stage(name)
         try:
             found[name] = scores(name, question)
-        except (GradientError, UsageError) as error:
+        except (ModelError, UsageError) as error:
             if name in criteria or name == reference:
                 raise
             refused[name] = str(error)
@@ -156,10 +152,12 @@ def study(
         },
         refused=refused,
         fisher=_fisher(question) if fisher else None,
-        samples=min(samples, len(data)),
-        ablated=min(ablated, samples, len(data)),
-        labelled=data.labels is not None,
+        measured=sensitivity_of(question).measured() if _with_loss(found) else None,
     )
+
+
+def _with_loss(found: Mapping[str, Scores]) -> bool:
+    return any(CRITERIA[name].loss for name in found)
 
 
 def correlate(found: Scores, reference: Scores) -> Correlation:
@@ -209,6 +207,7 @@ def _facts(
         data,
         execution,
         seed,
+        observed=samples,
         samples=samples,
         ablated=ablated,
         progress=progress,

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxcompress.analyse.sensitivity import Measured
 from onnxcompress.analyse.sizes import input_specs
 from onnxcompress.calibrate.arrays import dataset_from_arrays
 from onnxcompress.calibrate.preprocess_text import parse_preprocess
@@ -178,7 +179,7 @@ def test_everything(run: Run, labelled: bool) -> None:
     assert found.reference == "oracle-abs"
     assert set(found.correlations) == set(CRITERIA) - {"oracle-abs"}
     assert found.refused == {}
-    assert (found.samples, found.ablated, found.labelled) == (24, 24, labelled)
+    assert found.measured == Measured(24, 24, "labels" if labelled else "the network's own classes")
     reference = found.scores["oracle-abs"]
     for name, layers in found.scores.items():
         assert {layer: line.shape for layer, line in layers.items()} == {"one": (6,), "two": (5,)}
@@ -216,11 +217,11 @@ def test_chosen_criteria(run: Run) -> None:
 
 def test_fewer_samples(run: Run) -> None:
     found = run(labelled=True, samples=10, ablated=4)
-    assert (found.samples, found.ablated) == (10, 4)
+    assert found.measured == Measured(10, 4, "labels")
     whole = run(labelled=True)
     for name in ("taylor", "oracle-abs"):
         assert not np.allclose(found.scores[name]["one"], whole.scores[name]["one"], rtol=1e-3)
-    assert run(samples=5, ablated=50).ablated == 5
+    assert run(samples=5, ablated=50).measured.ablated == 5
 
 
 def test_excluded_layers(run: Run) -> None:
@@ -332,7 +333,7 @@ def test_vgg_tiny(shared_folder: Path) -> None:
     data = load_dataset(str(path), input_specs(model), preprocess=how)
     criteria = ["taylor", "taylor-gate", "apoz", "activation-mean", "weight"]
     found = study(model, data, criteria=criteria, samples=512, ablated=512)
-    assert (found.samples, found.ablated, found.labelled) == (512, 512, True)
+    assert found.measured == Measured(512, 512, "labels")
     taylor, gate, apoz = (found.correlations[name] for name in ("taylor", "taylor-gate", "apoz"))
     assert taylor.mean >= 0.7
     assert taylor.all_normalised >= 0.8

@@ -33,12 +33,30 @@ class Responses:
     classes: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What sensitivities were measured on.
+
+    Attributes:
+        samples: of gradients and responses.
+        ablated: of the oracle.
+        loss: what answers were held to, in words.
+    """
+
+    samples: int
+    ablated: int
+    loss: str
+
+
 class Sensitivity(Protocol):
     """Runs a model and its backward graph on the calibration inputs.
 
     `model` is, everywhere, a variant of the model with the same tensors; by default the model
     itself. Labels and the network's own answers are those of the model itself.
     """
+
+    def measured(self) -> Measured:
+        """How many samples there are, and what the loss is held to."""
 
     def gate_gradients(
         self, taps: Mapping[str, int], model: onnx.ModelProto | None = None

@@ -7,7 +7,7 @@ of the graph behind it runs again (the oracle of Molchanov et al. 2017, section 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
@@ -84,11 +84,12 @@ class Oracle:
         # What the loss does not depend on is done already.
         done = whole - sum(len(cut.numbers) for cut in cuts) * len(samples)
         self.progress.step(done, whole)
-        for wave in self._waves(cuts, max(_CHUNK, size)):
+        chunk_size = max(size, self._chunk(cuts))
+        for wave in self._waves(cuts, chunk_size):
             kept = list(
                 dict.fromkeys([*self._answers, *(n for c in wave for n in c.suffix.frontier)])
             )
-            for chunk in _chunks(batches(samples, size), max(1, _CHUNK // size)):
+            for chunk in _chunks(batches(samples, size), max(1, chunk_size // size)):
                 values = self._values(model, kept, chunk)
                 held = values
                 if self.original is not model and not self.targets.answer.classes:
@@ -129,14 +130,25 @@ class Oracle:
             for taps, numbers in by_taps.items()
         ]
 
+    def _octets(self, tensors: Collection[str]) -> int:
+        """Bytes of some tensors for one sample, with its inputs and answers."""
+        names = {*tensors, *self._answers, *self.known.view.inputs}
+        return sum(
+            self.known.dtype(name).itemsize * prod(self.known.shapes[name][1:]) for name in names
+        )
+
+    def _chunk(self, cuts: Sequence[_Cut]) -> int:
+        """How many samples' frontiers fit into memory, of the cut that needs most."""
+        most = max((self._octets(cut.suffix.frontier) for cut in cuts), default=1)
+        return min(_CHUNK, _KEPT_BYTES // max(1, most))
+
     def _waves(self, cuts: Sequence[_Cut], samples: int) -> Iterator[list[_Cut]]:
         """Cuts whose frontiers fit into memory together."""
         wave: list[_Cut] = []
         names: set[str] = set()
         for cut in cuts:
             more = names.union(cut.suffix.frontier)
-            held = sum(4 * prod(self.known.shapes.get(n, (1,))[1:]) for n in more) * samples
-            if wave and held > _KEPT_BYTES:
+            if wave and self._octets(more) * samples > _KEPT_BYTES:
                 yield wave
                 wave, more = [], set(cut.suffix.frontier)
             wave.append(cut)

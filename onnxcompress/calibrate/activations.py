@@ -14,7 +14,6 @@ from onnxcompress.analyse.activations import ChannelStatistics
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.runtime import Array, Execution, open_session
 
-_SAMPLES = 256
 _WAVE_BYTES = 2**28
 """Taps of one wave, for one batch: more are collected in further runs."""
 
@@ -31,6 +30,7 @@ class CollectedActivations:
         data: the calibration inputs.
         execution: provider and threads.
         seed: which inputs are taken.
+        samples: how many, at most.
     """
 
     model: onnx.ModelProto
@@ -38,11 +38,12 @@ class CollectedActivations:
     data: Dataset
     execution: Execution
     seed: int
+    samples: int = 256
 
     def __call__(
         self, axes: Mapping[str, int], model: onnx.ModelProto | None = None
     ) -> dict[str, ChannelStatistics]:
-        """Statistics of tensors, over at most 256 samples.
+        """Statistics of tensors, over at most `samples` samples.
 
         Args:
             axes: the channel axis of every tensor that is wanted.
@@ -53,7 +54,7 @@ class CollectedActivations:
         """
         unit = self.data.fixed_batch or 1
         # Whole batches, where the model insists on a number of samples.
-        count = max(1, _SAMPLES // unit) * unit
+        count = max(1, self.samples // unit) * unit
         order = np.random.default_rng(self.seed).permutation(len(self.data))[:count]
         samples = self.data.take(np.sort(order))
         found: dict[str, ChannelStatistics] = {}

@@ -16,6 +16,7 @@ def with_collectors(
     execution: Execution,
     seed: int,
     *,
+    observed: int = 256,
     samples: int = 1024,
     ablated: int = 256,
     progress: Progress | None = None,
@@ -27,12 +28,13 @@ def with_collectors(
         data: calibration inputs.
         execution: provider and threads.
         seed: which samples are taken, and every random choice.
+        observed: how many samples statistics of activations are taken of, at most.
         samples: how many samples gradients are taken of, at most.
         ablated: how many samples channels are ablated on, at most.
         progress: told how far the ablation is.
     """
     model, shapes = facts.model, facts.shapes()
-    activations = CollectedActivations(model, shapes, data, execution, seed)
+    activations = CollectedActivations(model, shapes, data, execution, seed, observed)
     sensitivity = CollectedSensitivity(
         model, shapes, data, execution, seed, samples, ablated, progress or Silent()
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -14,6 +15,13 @@ from onnxcompress.analyse.sizes import input_specs
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.errors import DataError
 from onnxcompress.runtime import Array
+
+_BATCH_BYTES = 2**28
+"""Of a batch's activations: the backward graph holds about three times as much."""
+
+_BATCH = 64
+_KEPT_BYTES = 2**28
+"""Of samples: more than this are read from where they come from, again and again."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -85,3 +93,59 @@ def demand_one_size(batch: Batch, sizes: Shapes) -> None:
                 f"input '{name}' is of size {list(size)} after {list(sizes[name])}: gradients "
                 "need samples of one size"
             )
+
+
+@dataclass(frozen=True)
+class DrawnSamples:
+    """A random part of some data, in batches of one size.
+
+    Attributes:
+        model: the network, which may insist on a batch size.
+        shapes: shape of every tensor at the representative sizes, to plan memory by.
+        data: where the samples come from.
+        seed: which ones are drawn.
+        most: how many, at most.
+    """
+
+    model: onnx.ModelProto
+    shapes: Shapes
+    data: Dataset
+    seed: int
+    most: int
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The samples, in random order: the first few are a random part as well."""
+        unit = self.data.fixed_batch or 1
+        count = max(1, self.most // unit) * unit
+        return self.data.take(np.random.default_rng(self.seed).permutation(len(self.data))[:count])
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batches(self) -> Iterator[Batch]:
+        """Batch by batch: kept in memory where samples are small, else read again.
+
+        Raises:
+            DataError: samples differ in size.
+        """
+        yield from self._kept if self._kept is not None else self._read()
+
+    @cached_property
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """The size of every input of a batch."""
+        return sizes_of(next(self.batches()).feeds)
+
+    @cached_property
+    def _kept(self) -> list[Batch] | None:
+        first = next(self._read())
+        octets = sum(value.nbytes for value in first.feeds.values()) / len(first.rows)
+        return list(self._read()) if octets * len(self) <= _KEPT_BYTES else None
+
+    def _read(self) -> Iterator[Batch]:
+        size = batch_size(self.model, self.dataset, self.shapes, _BATCH_BYTES, _BATCH)
+        sizes: dict[str, tuple[int, ...]] = {}
+        for part in batches(self.dataset, size):
+            sizes = sizes or sizes_of(part.feeds)
+            demand_one_size(part, sizes)
+            yield part

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -11,32 +11,20 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxcompress.analyse.sensitivity import Ablation, Responses
+from onnxcompress.analyse.sensitivity import Ablation, Measured, Responses
 from onnxcompress.analyse.sizes import input_specs
 from onnxcompress.calibrate.ablation import Oracle
 from onnxcompress.calibrate.answers import collect_targets
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.calibrate.responses import with_means
-from onnxcompress.calibrate.sample_batches import (
-    Batch,
-    batch_size,
-    batches,
-    demand_one_size,
-    sizes_of,
-)
+from onnxcompress.calibrate.sample_batches import Batch, DrawnSamples
 from onnxcompress.calibrate.targets import Targets
-from onnxcompress.errors import UsageError
+from onnxcompress.errors import GradientError, UsageError
+from onnxcompress.gradients.answer import demand_batch_axis
 from onnxcompress.gradients.build import GradientModel, gradient_model
 from onnxcompress.gradients.known import Known, know
 from onnxcompress.progress import Progress, Silent
 from onnxcompress.runtime import Array, Execution, Session, open_session
-
-_BATCH_BYTES = 2**28
-"""Of a batch's activations: the backward graph holds about three times as much."""
-
-_BATCH = 64
-_KEPT_BYTES = 2**28
-"""Of samples: more than this are read from where they come from, again and again."""
 
 _STEP = 0.2
 """Of gates, to either side, in the difference of gradients.
@@ -46,6 +34,9 @@ a channel meets on its way from one to zero. Measured in docs/saliency.md.
 """
 
 _PROBES = 4
+_SAME = 0.02
+"""Of probabilities: half precision is off by less, a wrong graph by more."""
+
 Array64 = NDArray[np.float64]
 Taps = Mapping[str, int]
 
@@ -74,6 +65,18 @@ class CollectedSensitivity:
     ablated: int = 256
     progress: Progress = field(default_factory=Silent)
 
+    def measured(self) -> Measured:
+        """How many samples there are, and what the loss is held to.
+
+        Raises:
+            ModelError: the network gives nothing that a loss could be computed from.
+            DataError: a label is no class.
+        """
+        labels = self.data.labels is not None
+        own = "the network's own classes" if self._targets.answer.classes else "its own outputs"
+        loss = "labels" if labels and self._targets.answer.classes else own
+        return Measured(len(self.drawn), self._ablated, loss)
+
     def gate_gradients(
         self, taps: Taps, model: onnx.ModelProto | None = None
     ) -> dict[str, Array64]:
@@ -90,15 +93,17 @@ class CollectedSensitivity:
         found: dict[str, list[Array64]] = {tap: [] for tap in taps}
         if not built.products:
             return {
-                tap: np.zeros((len(self._drawn), self._width(tap, a))) for tap, a in taps.items()
+                tap: np.zeros((len(self.drawn), self._width(tap, a))) for tap, a in taps.items()
             }
         with open_session(built.model, self.execution) as session:
-            for part in self._parts():
+            for part in self.drawn.batches():
                 outputs = _outputs(session, self._held_to_targets(built, part))
+                if model is None and built.loss.scores:
+                    self._demand_same(outputs[built.loss.scores], part)
                 for tap, name in built.products.items():
                     found[tap].append(_wide(outputs[name])[: part.count])
         return {
-            tap: np.concatenate(rows) if rows else np.zeros((len(self._drawn), self._width(tap, a)))
+            tap: np.concatenate(rows) if rows else np.zeros((len(self.drawn), self._width(tap, a)))
             for (tap, a), rows in zip(taps.items(), found.values(), strict=True)
         }
 
@@ -123,7 +128,7 @@ class CollectedSensitivity:
         total = {tap: np.zeros(self._width(tap, axis)) for tap, axis in taps.items()}
         generator = np.random.default_rng([self.seed, 3])
         with open_session(built.model, self.execution) as session:
-            for part in chain.from_iterable(self._parts() for _ in range(_PROBES)):
+            for part in chain.from_iterable(self.drawn.batches() for _ in range(_PROBES)):
                 feeds = self._held_to_targets(built, part)
                 signs = {tap: generator.choice([-1.0, 1.0], s) for tap, s in _gates(built).items()}
                 ahead, behind = (
@@ -134,7 +139,7 @@ class CollectedSensitivity:
                     slope = (_wide(ahead[name]) - _wide(behind[name])) / (2.0 * _STEP)
                     product = slope * signs[tap].reshape(slope.shape)
                     total[tap] += product[: part.count].sum(axis=0)
-        return {tap: values / (_PROBES * len(self._drawn)) for tap, values in total.items()}
+        return {tap: values / (_PROBES * len(self.drawn)) for tap, values in total.items()}
 
     def responses(self, taps: Taps, model: onnx.ModelProto | None = None) -> Responses:
         """The mean over positions of every sample and channel, and the sample's class.
@@ -152,9 +157,10 @@ class CollectedSensitivity:
         built, names = with_means(model or self.model, self._known.shapes, taps)
         found: dict[str, list[Array64]] = {tap: [] for tap in taps}
         with open_session(built, self.execution) as session:
-            for part in self._parts():
+            for part in self.drawn.batches():
                 outputs = _outputs(session, part.feeds)
                 for tap, name in names.items():
+                    demand_batch_axis(tap, outputs[name].shape, len(part.rows))
                     found[tap].append(_wide(outputs[name])[: part.count])
         means = {tap: np.concatenate(rows) for tap, rows in found.items()}
         return Responses(means, targets.classes)
@@ -171,12 +177,10 @@ class CollectedSensitivity:
             DataError: a label is no class.
             ModelError: the model fails on the data.
         """
-        count = min(self.ablated, len(self._drawn))
-        count = max(count - count % (self.data.fixed_batch or 1), self.data.fixed_batch or 1)
         known = self._known if model is None else know(model, self._sizes)
         targets, execution = self._targets, self.execution
         oracle = Oracle(known, self.model, taps, targets, execution, self.progress)
-        return oracle.changes(ablations, self._drawn.take(range(count)))
+        return oracle.changes(ablations, self.drawn.dataset.take(range(self._ablated)))
 
     def fisher(
         self, tensors: Mapping[str, int], model: onnx.ModelProto | None = None
@@ -191,16 +195,21 @@ class CollectedSensitivity:
         if not built.gradients:
             return total
         with open_session(built.model, self.execution) as session:
-            for part in self._parts():
+            for part in self.drawn.batches():
                 outputs = _outputs(session, self._held_to_draws(built, part))
                 for name, output in built.gradients.items():
+                    demand_batch_axis(name, outputs[output].shape, len(part.rows))
                     values = _wide(outputs[output])
-                    if values.shape[0] == len(part.rows):
-                        values = values[: part.count]
+                    values = values[: part.count] if len(part.rows) > 1 else values
                     rows = np.moveaxis(values, tensors[name], 0)
                     flat = rows.reshape(len(rows), -1)
                     total[name] += flat @ flat.T
-        return {name: value / len(self._drawn) for name, value in total.items()}
+        return {name: value / len(self.drawn) for name, value in total.items()}
+
+    @property
+    def _ablated(self) -> int:
+        unit = self.data.fixed_batch or 1
+        return max(min(self.ablated, len(self.drawn)) // unit, 1) * unit
 
     @property
     def _sizes(self) -> dict[str, tuple[int, ...]]:
@@ -212,35 +221,30 @@ class CollectedSensitivity:
         return know(self.model, self._sizes)
 
     @cached_property
-    def _drawn(self) -> Dataset:
-        """A random part of the data, in whole batches where the model insists on them."""
-        unit = self.data.fixed_batch or 1
-        count = max(1, self.samples // unit) * unit
-        order = np.random.default_rng(self.seed).permutation(len(self.data))[:count]
-        # Unsorted: the first few are a random part as well, which is what channels are ablated on.
-        return self.data.take(order)
-
-    def _parts(self) -> Iterator[Batch]:
-        """The samples, batch by batch: kept in memory where they are small, else read again."""
-        yield from self._kept if self._kept is not None else self._read()
-
-    @cached_property
-    def _kept(self) -> list[Batch] | None:
-        first = next(self._read())
-        octets = sum(value.nbytes for value in first.feeds.values()) / len(first.rows)
-        return list(self._read()) if octets * len(self._drawn) <= _KEPT_BYTES else None
-
-    def _read(self) -> Iterator[Batch]:
-        size = batch_size(self.model, self._drawn, self.shapes, _BATCH_BYTES, _BATCH)
-        sizes: dict[str, tuple[int, ...]] = {}
-        for part in batches(self._drawn, size):
-            sizes = sizes or sizes_of(part.feeds)
-            demand_one_size(part, sizes)
-            yield part
+    def drawn(self) -> DrawnSamples:
+        """The samples that gradients are taken of."""
+        return DrawnSamples(self.model, self.shapes, self.data, self.seed, self.samples)
 
     @cached_property
     def _targets(self) -> Targets:
-        return collect_targets(self._known, self._drawn, self._parts(), self.execution, self.seed)
+        targets = collect_targets(
+            self._known, self.drawn.dataset, self.drawn.batches(), self.execution, self.seed
+        )
+        unused = self.data.labels is not None and not targets.answer.classes
+        if unused:
+            self.progress.note(
+                "labels are not used: the network does not answer with one [N, K] tensor of scores"
+            )
+        return targets
+
+    def _demand_same(self, scores: Array, part: Batch) -> None:
+        """Refuse a backward graph whose forward part computes something else.
+
+        It is raised to a newer opset by onnx's converter, which is trusted no more than others.
+        """
+        own = np.exp(self._targets.scores[part.rows])
+        if np.abs(np.exp(_wide(scores)) - own).max() > _SAME:
+            raise GradientError("raising the model's opset changes what it computes")
 
     def _built(
         self,
@@ -252,7 +256,7 @@ class CollectedSensitivity:
     ) -> GradientModel:
         return gradient_model(
             model or self.model,
-            sizes_of(next(self._parts()).feeds),
+            self.drawn.sizes,
             taps=taps,
             tensors=tensors,
             gated=gated,

@@ -11,7 +11,7 @@ import onnx
 from onnxcompress.errors import ModelError
 from onnxcompress.gradients.emitter import Emitter
 from onnxcompress.gradients.known import Known
-from onnxcompress.graph.view import GraphView, captured_names
+from onnxcompress.graph.view import GraphView, captured_by, captured_names
 
 
 @dataclass(frozen=True)
@@ -80,22 +80,15 @@ def _needed(nodes: Sequence[onnx.NodeProto], wanted: Collection[str]) -> list[on
     for node in reversed(nodes):
         if needed.intersection(node.output):
             kept.append(node)
-            needed.update(node.input, _captured(node))
+            needed.update(node.input, captured_by(node))
     return kept[::-1]
-
-
-def _captured(node: onnx.NodeProto) -> set[str]:
-    """What the subgraphs of a node read."""
-    holder = onnx.GraphProto()
-    holder.node.append(node)
-    return set(captured_names(holder))
 
 
 def _behind(view: GraphView, taps: Collection[str]) -> Iterator[onnx.NodeProto]:
     """The nodes that depend on a tap, in order of execution."""
     moved = set(taps)
     for node in view.model.graph.node:
-        if moved.intersection(node.input) or moved.intersection(_captured(node)):
+        if moved.intersection(node.input) or moved.intersection(captured_by(node)):
             moved.update(name for name in node.output if name)
             yield node
 

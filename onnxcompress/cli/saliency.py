@@ -94,9 +94,9 @@ def summary(found: Study) -> dict[str, Any]:
     layers = list(found.scores[found.reference])
     return {
         "reference": found.reference,
-        "samples": found.samples,
-        "oracle_samples": found.ablated,
-        "loss": "labels" if found.labelled else "own answers",
+        "samples": found.measured.samples if found.measured else None,
+        "oracle_samples": found.measured.ablated if found.measured else None,
+        "loss": found.measured.loss if found.measured else None,
         "criteria": {
             name: {
                 "per_layer": each.mean,
@@ -138,12 +138,11 @@ def _show(label: str, found: Study, *, per_layer: bool) -> None:
         row = (each.mean, each.worst, each.all_layers, each.all_normalised)
         table.add_row(name, *map(_figure, row))
     output.print(table)
-    held = "labels" if found.labelled else "the network's own answers"
-    output.print(
-        f"{sum(widths)} channels of {len(widths)} layers; {found.samples} samples, oracle on "
-        f"{found.ablated}; loss against {held}",
-        markup=False,
-    )
+    text = f"{sum(widths)} channels of {len(widths)} layers"
+    if found.measured:
+        on = found.measured
+        text += f"; {on.samples} samples, oracle on {on.ablated}; loss against {on.loss}"
+    output.print(text, markup=False)
     if not found.correlations:
         output.print("nothing to compare the reference with; --json gives its scores")
     if not per_layer:

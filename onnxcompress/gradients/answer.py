@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcompress.analyse.answers import declared_answers, is_classifier
-from onnxcompress.errors import GradientError
+from onnxcompress.analyse.answers import is_class_shape
+from onnxcompress.errors import GradientError, ModelError
 from onnxcompress.gradients.emitter import Emitter
 from onnxcompress.gradients.known import Known, Shape
 from onnxcompress.graph.view import FLOATING_TYPES, attributes
@@ -52,10 +52,14 @@ def find_answer(known: Known) -> Answer:
     view, shapes = known.view, known.shapes
     outputs = tuple(name for name in view.outputs if known.types[name] in FLOATING_TYPES)
     if not outputs:
-        raise GradientError("no output of the network is a floating-point tensor")
-    if not is_classifier(declared_answers(view.model)):
-        return Answer(outputs)
+        raise ModelError(
+            "no output of the network is a floating-point tensor, so that there is no loss: let it "
+            "give its scores, or use a criterion that needs none, such as weight or activation-std"
+        )
+    batch = next((shapes[name][0] for name in view.inputs if shapes[name]), 1)
     shape = shapes[outputs[0]]
+    if len(outputs) > 1 or not is_class_shape(shape) or shape[0] != batch:
+        return Answer(outputs)
     tensor = outputs[0]
     while (node := view.producers.get(tensor)) is not None and node.op_type in _LAYOUT:
         tensor = node.input[0]
@@ -68,14 +72,14 @@ def find_answer(known: Known) -> Answer:
     return Answer(outputs, shape[1], outputs[0])
 
 
-def demand_batch_axis(output: str, shape: Shape, batch: int) -> None:
-    """Refuse an output in which samples cannot be told apart.
+def demand_batch_axis(tensor: str, shape: Shape, batch: int) -> None:
+    """Refuse a tensor in which samples cannot be told apart.
 
     Raises:
         GradientError: its first axis does not count samples.
     """
     if batch > 1 and shape[:1] != (batch,):
-        raise GradientError(f"output '{output}' has no batch axis: samples cannot be told apart")
+        raise GradientError(f"tensor '{tensor}' has no batch axis: samples cannot be told apart")
 
 
 @dataclass(frozen=True)
@@ -114,15 +118,18 @@ def emit_loss(known: Known, emit: Emitter, answer: Answer, batch: int) -> Loss:
     target = emit.input("target", FLOAT, [batch, answer.classes])
     rows = emit.sizes([batch, answer.classes])
     logits = emit.op("Reshape", emit.op("Cast", answer.logits, to=FLOAT), rows)
-    probability = ""
+    probability = smallest = logits_given = ""
     if answer.probabilities:
         smallest = emit.constant(_float32(_SMALLEST))
-        probability = emit.op("Max", logits, smallest)
+        logits_given, probability = logits, emit.op("Max", logits, smallest)
         logits = emit.op("Log", probability)
     scores = emit.op("LogSoftmax", logits, axis=1)
     seed = emit.op("Sub", emit.op("Exp", scores), target)
     if probability:
-        seed = emit.op("Div", seed, probability)
+        # Below the floor nothing moves, and the quotient would be out of all proportion.
+        alive = emit.op("Greater", logits_given, smallest)
+        slope = emit.op("Div", seed, probability)
+        seed = emit.op("Where", alive, slope, emit.constant(_float32(0.0)))
     shaped = emit.op("Reshape", seed, emit.sizes(shape))
     return Loss({answer.logits: emit.op("Cast", shaped, to=kind)}, target, {}, scores)
 

@@ -12,7 +12,7 @@ from onnxcompress.gradients.adjoints.table import ADJOINTS, PIECEWISE_CONSTANT
 from onnxcompress.gradients.emitter import Emitter
 from onnxcompress.gradients.known import Known
 from onnxcompress.gradients.step import Step
-from onnxcompress.graph.view import FLOATING_TYPES, subgraphs
+from onnxcompress.graph.view import FLOATING_TYPES, captured_by
 
 _SEVERAL = frozenset({"Split"})
 """Operators whose further outputs have gradients, too."""
@@ -53,7 +53,7 @@ def backward(
         )
         if not any(cotangents):
             continue
-        captured = _captured(node) & needed
+        captured = captured_by(node) & needed
         if captured:
             missing.append(f"{node.op_type} '{node.name}' (it reads channels in a subgraph)")
         elif inputs and (node.op_type not in PIECEWISE_CONSTANT or node.domain):
@@ -95,19 +95,10 @@ def _dependent(nodes: Collection[onnx.NodeProto], wanted: Collection[str]) -> se
     found: set[str] = set()
     sources = set(wanted)
     for node in nodes:
-        read = {*node.input, *_captured(node)}
+        read = {*node.input, *captured_by(node)}
         if not read.isdisjoint(sources) or not read.isdisjoint(found):
             found.update(name for name in node.output if name)
     return found
-
-
-def _captured(node: onnx.NodeProto) -> set[str]:
-    return {
-        name
-        for graph in subgraphs(node)
-        for inner in graph.node
-        for name in (*inner.input, *_captured(inner))
-    } | {output.name for graph in subgraphs(node) for output in graph.output}
 
 
 def _is_floating(known: Known, tensor: str) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import onnx
 
 from onnxcompress.errors import GradientError
-from onnxcompress.gradients.answer import FLOAT, Loss, emit_loss, find_answer
+from onnxcompress.gradients.answer import FLOAT, Loss, demand_batch_axis, emit_loss, find_answer
 from onnxcompress.gradients.backward import backward
 from onnxcompress.gradients.emitter import Emitter
 from onnxcompress.gradients.known import Known, Shape, know
@@ -136,8 +136,7 @@ def _product(known: Known, emit: Emitter, tap: str, gradient: str, axis: int, ba
 
 
 def _demand_batch(tap: str, axis: int, shape: Shape, batch: int) -> None:
-    if batch > 1 and (axis == 0 or shape[0] != batch):
-        raise GradientError(f"tensor '{tap}' has no batch axis: samples cannot be told apart")
+    demand_batch_axis(tap, () if axis == 0 else shape, batch)
 
 
 def _drop_unread(graph: onnx.GraphProto) -> None:

@@ -52,15 +52,11 @@ class Emitter:
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Append a node with one output and return the output's name."""
-        return self.ops(kind, inputs, 1, **attributes)[0]
-
-    def ops(self, kind: str, inputs: Sequence[str], count: int, **attributes: Any) -> list[str]:
-        """Append a node with several outputs and return their names."""
-        outputs = [self.name() for _ in range(count)]
+        output = self.name()
         self._graph.node.append(
-            onnx.helper.make_node(kind, list(inputs), outputs, self.name(kind), **attributes)
+            onnx.helper.make_node(kind, list(inputs), [output], self.name(kind), **attributes)
         )
-        return outputs
+        return output
 
     def second_output(self, node: onnx.NodeProto) -> str:
         """The name of a node's second output, which it is given if it has none."""

@@ -106,6 +106,10 @@ class Step:
         """A constant of the type that the gradient has."""
         return self.emit.constant(np.asarray(values).astype(self.known.dtype(self.y)))
 
+    def zeros(self, shape: Sequence[int]) -> str:
+        """Zeros of the type that the gradient has."""
+        return self.emit.op("Expand", self.number(0.0), self.emit.sizes(shape))
+
     def reshape(self, tensor: str, shape: Sequence[int]) -> str:
         """A tensor in another shape."""
         return self.emit.op("Reshape", tensor, self.emit.sizes(shape), allowzero=1)

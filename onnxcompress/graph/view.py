@@ -103,6 +103,11 @@ class GraphView:
         return 0
 
 
+def captured_by(node: onnx.NodeProto) -> set[str]:
+    """Names that the subgraphs of a node read from outside (or might)."""
+    return {name for graph in subgraphs(node) for name in _read_names(graph)}
+
+
 def captured_names(graph: onnx.GraphProto) -> Iterator[str]:
     """Names that the subgraphs of `graph` read from it (or might: shadowed names are included)."""
     for node in graph.node:

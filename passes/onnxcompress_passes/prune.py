@@ -135,6 +135,10 @@ class Prune(Pass[KeptChannels]):
             )
         if not isinstance(self.branches, bool):
             raise UsageError(f"prune: branches={self.branches!r} must be true or false")
+        if self.flops and self.scope != "global":
+            raise UsageError(
+                "prune: flops goes with scope=global: within a layer all channels cost the same"
+            )
         whole = {"round_to": self.round_to, "per_step": self.per_step, "seed": self.seed}
         for option, number in whole.items():
             if type(number) is not int or number < 0:

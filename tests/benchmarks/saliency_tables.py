@@ -68,7 +68,7 @@ def table(model: onnx.ModelProto, data: Dataset, samples: int) -> None:
     found = study(model, data, samples=samples, ablated=samples)
     seconds = time.perf_counter() - start
     layers = list(found.scores[found.reference])
-    print(f"\n{found.samples} images, {len(layers)} layers, {seconds:.0f} s\n")
+    print(f"\n{found.measured.samples} images, {len(layers)} layers, {seconds:.0f} s\n")
     print("| criterion | per layer | worst | all layers | all layers, l2 |")
     print("|---|---|---|---|---|")
     for name, each in found.correlations.items():
@@ -86,14 +86,14 @@ def costs(given: onnx.ModelProto, data: Dataset) -> None:
     model = canonicalise(given).model
     facts = analyse(model, representative_sizes(model))
     question = Question(facts, facts.coupling(), {}, "l2", 0)
-    taps, shapes = question.axes, facts.shapes()
+    taps, shapes = question.axes(question.gates), facts.shapes()
     execution = Execution()
     print(f"{default_threads()} threads; medians of {ROUNDS} interleaved rounds\n")
     ratios = []
     for _ in range(ROUNDS):
         thousand = CollectedSensitivity(model, shapes, data, execution, 0, 1000)
         backward = _seconds(thousand.gate_gradients, taps)
-        forward = _seconds(_forward, model, list(thousand._parts()), execution)
+        forward = _seconds(_forward, model, list(thousand.drawn.batches()), execution)
         ratios.append(backward / forward)
     print(
         f"taylor over 1,000 images, labels and set-up included: {np.median(ratios):.2f} times one "
@@ -107,7 +107,7 @@ def costs(given: onnx.ModelProto, data: Dataset) -> None:
         chunk = data.take(range(CHUNK * round_, CHUNK * (round_ + 1)))
         few = CollectedSensitivity(model, shapes, chunk, execution, 0, CHUNK, CHUNK, Silent())
         kept = _seconds(few.ablate, taps, ablations)
-        whole = _seconds(_without_prefix, model, taps, shapes, list(few._parts()), execution)
+        whole = _seconds(_without_prefix, model, taps, shapes, list(few.drawn.batches()), execution)
         ratios.append(whole / kept)
     print(
         f"oracle of {len(ablations)} channels, prefix kept: {np.median(ratios):.2f} times faster "

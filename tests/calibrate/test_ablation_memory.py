@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import onnxcompress.calibrate.ablation as module
-import onnxcompress.calibrate.sensitivity as sensitivity_module
+import onnxcompress.calibrate.sample_batches as batches_module
 
 TAPS = {"a": 1, "b": 1, "e": 1, "f": 1, "g": 1, "i": 1}
 ABLATIONS: list[dict[str, tuple[int, ...]]] = [
@@ -108,8 +108,12 @@ def test_waves(
     The five cuts keep i (9 channels), a (4), f and g (2 and 7), e (4) and, for b with e, b (4).
     """
     whole = measured(truth, nets, samples).sensitivity.ablate(TAPS, ABLATIONS)
-    # Of 5 x 6 positions in float32, for a chunk of four samples.
-    monkeypatch.setattr(module, "_KEPT_BYTES", 4 * 4 * 30 * channels)
+    # Of 5 x 6 positions in float32, for a chunk of four samples, beside inputs and answers; with
+    # no room at all, a chunk is a single batch.
+    inputs = nets.samples(truth.classifier(nets), 1)
+    beside = 4 * (sum(value.size for value in inputs.values()) + 8)
+    room = 4 * (4 * 30 * channels + beside) if channels else 0
+    monkeypatch.setattr(module, "_KEPT_BYTES", room)
     monkeypatch.setattr(module, "_CHUNK", 4)
     monkeypatch.setattr(module, "_BATCH", 2)
     watched, told = Watched(monkeypatch), Told()
@@ -119,7 +123,7 @@ def test_waves(
     assert told.steps == sorted(set(told.steps))
     waves = list(dict.fromkeys(tuple(kept) for kept in watched.kept))
     assert len(waves) == count
-    assert len(watched.kept) == count * -(-samples // 4)
+    assert len(watched.kept) == count * -(-samples // (4 if channels else min(2, samples)))
     widths = {"i": 9, "a": 4, "f": 2, "g": 7, "e": 4, "b": 4}
     assert sorted(name for wave in waves for name in wave) == sorted([*widths, *["y"] * count])
     for wave in waves:
@@ -152,7 +156,7 @@ def test_the_gradients_batches_are_not_those_of_the_oracle(
 ) -> None:
     """Answers belong to samples by row, however either of them is batched."""
     whole = measured(truth, nets).sensitivity.ablate(TAPS, ABLATIONS)
-    monkeypatch.setattr(sensitivity_module, "_BATCH", 2)
+    monkeypatch.setattr(batches_module, "_BATCH", 2)
     monkeypatch.setattr(module, "_BATCH", 3)
     found = measured(truth, nets).sensitivity.ablate(TAPS, ABLATIONS)
     np.testing.assert_allclose(found, whole, rtol=0, atol=CLOSE)

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-import onnxcompress.calibrate.sensitivity as module
+import onnxcompress.calibrate.sample_batches as batches_module
 from onnxcompress.calibrate.answers import tapped
-from onnxcompress.errors import DataError, GradientError
+from onnxcompress.errors import DataError, ModelError
 
 
 @pytest.mark.parametrize("ending", ["logits", "softmax", "log", "made", "pixels", "pixels softmax"])
@@ -19,7 +19,7 @@ def test_scores_and_classes(
     truth: Any, nets: Any, monkeypatch: pytest.MonkeyPatch, ending: str, batch: Any, size: int
 ) -> None:
     """Row by row in the order of the samples; the filling of the last batch leaves no trace."""
-    monkeypatch.setattr(module, "_BATCH", size)
+    monkeypatch.setattr(batches_module, "_BATCH", size)
     model = truth.classifier(nets, ending, batch=batch)
     measured = truth.measured(model, nets.samples(model, 8))
     targets = measured.targets
@@ -73,7 +73,7 @@ def test_energies(
     count: int,
     size: int,
 ) -> None:
-    monkeypatch.setattr(module, "_BATCH", size)
+    monkeypatch.setattr(batches_module, "_BATCH", size)
     model = truth.several(nets, batch=batch)
     measured = truth.measured(model, nets.samples(model, count))
     targets = measured.targets
@@ -96,7 +96,7 @@ def test_no_answer_in_real_numbers(truth: Any, nets: Any) -> None:
         [first] a = Conv (x, w0)
         [best] y = ArgMax <axis=1> (a) }"""
     model = nets.build(text, w0=(4, 3, 1, 1))
-    with pytest.raises(GradientError, match="no output of the network is a floating-point"):
+    with pytest.raises(ModelError, match="no output of the network is a floating-point"):
         truth.measured(model, nets.samples(model, 2)).sensitivity.gate_gradients({"a": 1})
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+import onnxcompress.calibrate.sample_batches as batches_module
 import onnxcompress.calibrate.sensitivity as module
 from onnxcompress.calibrate.targets import Targets
 
@@ -80,7 +81,7 @@ def test_one_gate_has_nothing_to_mix_with(
     equal: bool,
 ) -> None:
     """The square of a sign is one: the estimate is the difference of gradients itself."""
-    monkeypatch.setattr(module, "_BATCH", 4)
+    monkeypatch.setattr(batches_module, "_BATCH", 4)
     model = network(nets, width=1, batch=batch, equal=equal)
     labels = np.random.default_rng(3).integers(0, 3, 7) if known else None
     measured = truth.measured(model, nets.samples(model, 7), labels)

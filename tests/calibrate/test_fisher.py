@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
+import onnxcompress.calibrate.sample_batches as batches_module
 import onnxcompress.calibrate.sensitivity as module
 from onnxcompress.calibrate.targets import Targets
 
@@ -61,7 +62,7 @@ def test_with_the_classes_that_were_drawn(
     size: int,
 ) -> None:
     """Labels do not matter."""
-    monkeypatch.setattr(module, "_BATCH", size)
+    monkeypatch.setattr(batches_module, "_BATCH", size)
     model = truth.classifier(nets, ending, batch=batch)
     measured = truth.measured(model, nets.samples(model, count), np.zeros(count, np.int64))
     found = measured.sensitivity.fisher(TENSORS)
@@ -204,13 +205,13 @@ def test_the_comparison_sees_faults(
     elif fault == "positions":
         monkeypatch.setattr(module, "_wide", lambda values: wide(values)[:, :, :1])
     else:
-        genuine = module.batches
+        genuine = batches_module.batches
 
         def counted(samples: Any, size: int) -> Any:
             for part in genuine(samples, size):
                 yield replace(part, count=len(part.rows))
 
-        monkeypatch.setattr(module, "batches", counted)
+        monkeypatch.setattr(batches_module, "batches", counted)
     with pytest.raises(AssertionError):
         test_with_the_classes_that_were_drawn(truth, nets, monkeypatch, "logits", "N", 5, 2)
 

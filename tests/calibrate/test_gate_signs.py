@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-import onnxcompress.calibrate.sensitivity as module
+import onnxcompress.calibrate.sample_batches as batches_module
 from onnxcompress.errors import GradientError
 
 TAPS = {"a": 1, "b": 1, "t": 3}
@@ -62,7 +62,7 @@ def test_along_the_signs_of_every_sample(
     *,
     equal: bool,
 ) -> None:
-    monkeypatch.setattr(module, "_BATCH", size)
+    monkeypatch.setattr(batches_module, "_BATCH", size)
     model = truth.several(nets, batch=batch, equal=equal)
     measured = truth.measured(model, nets.samples(model, count))
     found = measured.sensitivity.gate_gradients(TAPS)

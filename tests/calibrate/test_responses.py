@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import onnxcompress.calibrate.sample_batches as batches_module
 import onnxcompress.calibrate.sensitivity as module
 from onnxcompress.calibrate.responses import with_means
 from onnxcompress.errors import UsageError
@@ -56,7 +57,7 @@ def test_means_and_classes(
     *,
     equal: bool,
 ) -> None:
-    monkeypatch.setattr(module, "_BATCH", size)
+    monkeypatch.setattr(batches_module, "_BATCH", size)
     model, free = network(nets, batch=batch, equal=equal), network(nets, equal=equal)
     labels = np.arange(count) % 3
     for given in (None, labels):

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+import onnxcompress.calibrate.sample_batches as batches_module
 import onnxcompress.calibrate.sensitivity as module
 from onnxcompress.errors import GradientError
 
@@ -72,7 +73,7 @@ def test_batches(
     truth: Any, nets: Any, monkeypatch: pytest.MonkeyPatch, count: int, size: int
 ) -> None:
     """Of which the last is filled up."""
-    monkeypatch.setattr(module, "_BATCH", size)
+    monkeypatch.setattr(batches_module, "_BATCH", size)
     model = truth.classifier(nets)
     assert_gradients(truth, truth.measured(model, nets.samples(model, count), labels(count)))
 
@@ -80,7 +81,7 @@ def test_batches(
 def test_little_memory_takes_more_batches(
     truth: Any, nets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BATCH_BYTES", 1)
+    monkeypatch.setattr(batches_module, "_BATCH_BYTES", 1)
     model = truth.classifier(nets)
     measured = truth.measured(model, nets.samples(model, 3), labels(3))
     assert_gradients(truth, measured)
@@ -126,7 +127,7 @@ def test_results_do_not_depend_on_it(
     found = []
     for size in (8, 3):
         if what == "batch":
-            monkeypatch.setattr(module, "_BATCH", size)
+            monkeypatch.setattr(batches_module, "_BATCH", size)
         threads = size // 3 if what == "threads" else 1
         sensitivity = truth.measured(model, x, threads=threads).sensitivity
         found.append((sensitivity.gate_gradients(TAPS), sensitivity.fisher({"f": 1, "i": 1})))
@@ -212,9 +213,11 @@ def test_the_comparison_sees_faults(
     measured = truth.measured(model, nets.samples(model, 5), labels(5))
     if fault == "channels":
         monkeypatch.setattr(module, "_wide", lambda values: values.astype(np.float64)[:, ::-1])
+        monkeypatch.setattr(module, "_SAME", np.inf)
     elif fault == "rows":
-        monkeypatch.setattr(module, "_BATCH", 2)
+        monkeypatch.setattr(batches_module, "_BATCH", 2)
         monkeypatch.setattr(module, "_wide", lambda values: values.astype(np.float64)[::-1])
+        monkeypatch.setattr(module, "_SAME", np.inf)
     else:
         monkeypatch.setattr(type(measured.targets), "given", lambda self, rows: self.drawn(rows))
     with pytest.raises(AssertionError):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import onnxcompress.calibrate.sample_batches as batches_module
 import onnxcompress.calibrate.sensitivity as module
 from onnxcompress.analyse.shapes import shapes_for
 from onnxcompress.analyse.sizes import input_specs
@@ -20,12 +21,12 @@ TAPS = {"a": 1, "b": 1, "f": 1, "i": 1}
 def test_samples_that_do_not_fit_into_memory_are_read_again(
     truth: Any, nets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BATCH", 3)
+    monkeypatch.setattr(batches_module, "_BATCH", 3)
     model = truth.classifier(nets)
     x, found, rows = nets.samples(model, 7), [], []
     # Seven samples of 90 float32 numbers fit exactly, or miss by a byte.
     for limit in (7 * 360, 7 * 360 - 1):
-        monkeypatch.setattr(module, "_KEPT_BYTES", limit)
+        monkeypatch.setattr(batches_module, "_KEPT_BYTES", limit)
         measured = truth.measured(model, x, np.arange(7))
         sensitivity = measured.sensitivity
         results = [f(TAPS) for f in (sensitivity.gate_gradients, sensitivity.curvature)]

@@ -149,9 +149,9 @@ def test_per_layer(cli: Callable[..., Any], model: Path, samples: Path) -> None:
     options = ("--data", samples, *FEW, *chosen)
     outcome = cli("saliency", model, *options, "--per-layer")
     assert outcome.code == 0, outcome.err
-    assert "loss against the network's own answers" in outcome.out
+    assert "loss against the network's own classes" in outcome.out
     found = strict(cli("saliency", model, *options, "--json").out)
-    assert found["loss"] == "own answers"
+    assert found["loss"] == "the network's own classes"
     said = outcome.out.splitlines()[-3:]
     assert said == [
         f"{node} ({width} channels): "

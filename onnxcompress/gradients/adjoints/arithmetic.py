@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxcompress.errors import GradientError
 from onnxcompress.gradients.step import Adjoint, Step
 
 
@@ -84,8 +83,6 @@ def prelu(step: Step) -> Mapping[int, str]:
 
 def where(step: Step) -> Mapping[int, str]:
     """Each branch gets the gradient where it was taken."""
-    if 0 in step.wanted:
-        raise GradientError("its condition is a number")
     condition, zero = step.node.input[0], step.number(0.0)
     branches = {1: (step.dy, zero), 2: (zero, step.dy)}
     taken = {i: step.emit.op("Where", condition, *branches[i]) for i in sorted(step.wanted)}

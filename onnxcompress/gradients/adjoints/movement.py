@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,7 @@ def split(step: Step) -> Mapping[int, str]:
     for name, gradient in zip(step.node.output, step.cotangents, strict=True):
         if not name:
             raise GradientError("an output without a name has no size")
-        parts.append(gradient or step.array(np.zeros(step.shape(name))))
+        parts.append(gradient or step.zeros(step.shape(name)))
     return {0: step.emit.op("Concat", *parts, axis=axis)}
 
 
@@ -64,7 +64,7 @@ def slice_(step: Step) -> Mapping[int, str]:
     for axis, start, end, stride in zip(axes, starts, ends, steps, strict=True):
         taken = _taken(start, end, stride, shape[axis])
         if not len(taken):
-            return {0: step.array(np.zeros(shape))}
+            return {0: step.zeros(shape)}
         if stride == 1:
             before[axis] = int(taken[0])
             behind[axis] = shape[axis] - 1 - int(taken[-1])
@@ -91,7 +91,7 @@ def gather(step: Step) -> Mapping[int, str]:
     axis = int(step.attributes.get("axis", 0)) % len(shape)
     indices = np.asarray(step.value(1), dtype=np.int64)
     if not indices.size:
-        return {0: step.array(np.zeros(shape))}
+        return {0: step.zeros(shape)}
     flat = step.dy
     if indices.ndim != 1:
         flat = step.reshape(flat, [*shape[:axis], indices.size, *shape[axis + 1 :]])
@@ -208,9 +208,3 @@ MOVEMENT: Mapping[str, Adjoint] = {
     "Transpose": transpose,
     "Unsqueeze": reshape,
 }
-
-
-def axes_of(step: Step, index: int, rank: int) -> Sequence[int]:
-    """The axes that an input or an attribute names; all of them where none does."""
-    given = step.given(index, "axes", None)
-    return range(rank) if given is None else [int(a) % rank for a in given]

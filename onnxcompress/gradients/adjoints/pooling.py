@@ -23,7 +23,8 @@ def max_pool(step: Step) -> Mapping[int, str]:
     where = step.reshape(step.emit.second_output(step.node), [-1])
     # ONNX Runtime adds in single precision only, on the CPU.
     flat = step.reshape(step.emit.op("Cast", step.dy, to=onnx.TensorProto.FLOAT), [-1])
-    zeros = step.emit.constant(np.zeros(prod(shape), dtype=np.float32))
+    zero = step.emit.constant(np.zeros((), dtype=np.float32))
+    zeros = step.emit.op("Expand", zero, step.emit.sizes([prod(shape)]))
     added = step.emit.op("ScatterElements", zeros, where, flat, axis=0, reduction="add")
     spread = step.emit.op("Cast", added, to=step.known.types[step.x])
     if not step.attributes.get("storage_order", 0):

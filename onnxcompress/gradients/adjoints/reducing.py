@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-import numpy as np
+import onnx
 
-from onnxcompress.gradients.adjoints.movement import axes_of
 from onnxcompress.gradients.adjoints.pooling import shared_by_equals
 from onnxcompress.gradients.step import Adjoint, Step
 
@@ -39,11 +38,17 @@ Rule = Callable[[_Reduced], str]
 """Emits dX."""
 
 
+def _axes_of(step: Step, index: int, rank: int) -> Sequence[int]:
+    """The axes that an input or an attribute names; all of them where none does."""
+    given = step.given(index, "axes", None)
+    return range(rank) if given is None else [int(a) % rank for a in given]
+
+
 def _adjoint(rule: Rule) -> Adjoint:
     def adjoint(step: Step) -> Mapping[int, str]:
         step.only(0)
         shape = step.shape(step.x)
-        axes = tuple(axes_of(step, 1, len(shape)))
+        axes = tuple(_axes_of(step, 1, len(shape)))
         if not step.attributes.get("noop_with_empty_axes", 0):
             axes = axes or tuple(range(len(shape)))
         kept = [1 if a in axes else extent for a, extent in enumerate(shape)]
@@ -72,7 +77,8 @@ def _l1(of: _Reduced) -> str:
 
 def _l2(of: _Reduced) -> str:
     # Where everything is zero the norm has a kink, and zero is one of its slopes.
-    length = of.step.op("Max", of.y, float(np.finfo(np.float16).tiny))
+    wide = of.step.known.types[of.step.x] in {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE}
+    length = of.step.op("Max", of.y, 1e-30 if wide else 1e-4)
     return of.step.op("Mul", of.step.op("Div", of.dy, length), of.step.x)
 
 

@@ -140,7 +140,8 @@ def _one_minus_square(step: Step, tensor: str) -> str:
 
 
 def _sqrt(step: Step) -> str:
-    return step.op("Div", 0.5, step.y)
+    # At zero the slope is infinite: what is zero gets no gradient there, as in ReduceL2.
+    return _where(step, step.op("Greater", step.y, 0.0), step.op("Div", 0.5, step.y))
 
 
 def _reciprocal(step: Step) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
+from onnxcompress.analyse.answers import declared_answers, is_classifier
 from onnxcompress.errors import GradientError
 from onnxcompress.plan.saliency.filters import random, weight
 from onnxcompress.plan.saliency.gradients import obd, taylor, taylor_gate
@@ -25,10 +28,12 @@ class Entry:
     Attributes:
         score: computes it.
         gradients: whether it needs the backward graph.
+        loss: whether it needs answers to be held to something.
     """
 
     score: Criterion
     gradients: bool = False
+    loss: bool = False
 
 
 CRITERIA: Mapping[str, Entry] = {
@@ -36,12 +41,12 @@ CRITERIA: Mapping[str, Entry] = {
     "activation-mean": Entry(activation_mean),
     "activation-std": Entry(activation_std),
     "apoz": Entry(apoz),
-    "mutual-information": Entry(mutual_information),
-    "obd": Entry(obd, gradients=True),
-    "taylor": Entry(taylor, gradients=True),
-    "taylor-gate": Entry(taylor_gate, gradients=True),
-    "oracle-abs": Entry(oracle_abs),
-    "oracle-loss": Entry(oracle_loss),
+    "mutual-information": Entry(mutual_information, loss=True),
+    "obd": Entry(obd, gradients=True, loss=True),
+    "taylor": Entry(taylor, gradients=True, loss=True),
+    "taylor-gate": Entry(taylor_gate, gradients=True, loss=True),
+    "oracle-abs": Entry(oracle_abs, loss=True),
+    "oracle-loss": Entry(oracle_loss, loss=True),
     "random": Entry(random),
 }
 
@@ -51,14 +56,27 @@ def scores(name: str, question: Question) -> dict[str, Array]:
 
     Raises:
         UsageError: the criterion needs data that is not there, or classes.
-        GradientError: it needs the gradient of an operator that has none; names those that do not.
+        GradientError: it needs the gradient of an operator that has none, or a gradient is not a
+            number; names the criteria that need no gradients.
+        ModelError: the network gives nothing that a loss could be computed from.
     """
     try:
-        return CRITERIA[name].score(question)
+        found = CRITERIA[name].score(question)
+        for layer, values in found.items():
+            if not np.isfinite(values).all():
+                raise GradientError(f"its scores of '{layer}' are not all numbers")
     except GradientError as error:
         if not CRITERIA[name].gradients:
             raise
-        others = ", ".join(other for other, entry in CRITERIA.items() if not entry.gradients)
         raise GradientError(
-            f"criterion {name} needs gradients, but {error}; these criteria still work: {others}"
+            f"criterion {name} needs gradients, but {error}; these criteria still work: "
+            f"{', '.join(_without_gradients(question))}"
         ) from error
+    return found
+
+
+def _without_gradients(question: Question) -> list[str]:
+    """Criteria that this network allows without a backward graph."""
+    classifier = is_classifier(declared_answers(question.facts.model))
+    names = [name for name, entry in CRITERIA.items() if not entry.gradients]
+    return [name for name in names if classifier or name != "mutual-information"]

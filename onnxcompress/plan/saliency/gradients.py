@@ -19,11 +19,9 @@ def gate_gradients(question: Question) -> dict[str, Array]:
     Raises:
         GradientError: an operator has no adjoint.
     """
-    sensitivity = sensitivity_of(question)
-    found = question.recall(
-        "gate gradients", lambda model: sensitivity.gate_gradients(question.axes, model)
-    )
-    return {layer: found[tap] for layer, tap in question.taps.items()}
+    sensitivity, axes = sensitivity_of(question), question.axes(question.gates)
+    found = question.recall("gate gradients", lambda model: sensitivity.gate_gradients(axes, model))
+    return {layer: found[tap] for layer, tap in question.gates.items()}
 
 
 def taylor(question: Question) -> dict[str, Array]:
@@ -49,14 +47,14 @@ def obd(question: Question) -> dict[str, Array]:
     Its absolute value: away from a minimum some of the diagonal is negative, and a channel whose
     removal is predicted to change the loss matters, whichever way.
     """
-    sensitivity = sensitivity_of(question)
-    found = question.recall("curvature", lambda model: sensitivity.curvature(question.axes, model))
-    return {layer: np.abs(0.5 * found[tap]) for layer, tap in question.taps.items()}
+    sensitivity, axes = sensitivity_of(question), question.axes(question.gates)
+    found = question.recall("curvature", lambda model: sensitivity.curvature(axes, model))
+    return {layer: np.abs(0.5 * found[tap]) for layer, tap in question.gates.items()}
 
 
 def map_size(question: Question, layer: str) -> int:
     """How many positions a channel of a layer has, for one sample."""
-    tap = question.taps[layer]
-    axis = question.axes[tap]
+    tap = question.gates[layer]
+    axis = question.coupling.lanes[tap].axis
     shape = question.coupling.shapes[tap]
     return prod(extent for at, extent in enumerate(shape) if at not in {0, axis})

@@ -13,10 +13,10 @@ from onnxcompress.plan.saliency.question import Array, Question, sensitivity_of
 
 def oracle_loss(question: Question) -> dict[str, Array]:
     """C(without the channel) - C, averaged over samples."""
-    sensitivity, axes = sensitivity_of(question), question.axes
+    sensitivity, axes = sensitivity_of(question), question.axes(question.gates)
     widths = {layer: len(question.lane(layer).classes) for layer in question.layers}
     ablations = [
-        {question.taps[layer]: (channel,)}
+        {question.gates[layer]: (channel,)}
         for layer, width in widths.items()
         for channel in range(width)
     ]

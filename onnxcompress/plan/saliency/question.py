@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -16,7 +16,7 @@ from onnxcompress.analyse.facts import Facts
 from onnxcompress.analyse.sensitivity import Sensitivity
 from onnxcompress.errors import UsageError
 from onnxcompress.plan.channels.remove import zero_channels
-from onnxcompress.plan.saliency.taps import activation_of
+from onnxcompress.plan.saliency.taps import activation_of, gate_of
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
@@ -56,16 +56,21 @@ class Question:
 
     @cached_property
     def taps(self) -> dict[str, str]:
-        """By layer, the tensor in which its channels are looked at."""
+        """By layer, the tensor in which its activations are looked at."""
         view = self.facts.view
         return {layer: activation_of(view, self.coupling, layer) for layer in self.layers}
 
-    @property
-    def axes(self) -> dict[str, int]:
-        """The channel axis of every such tensor."""
-        return {tap: self.coupling.lanes[tap].axis for tap in self.taps.values()}
+    @cached_property
+    def gates(self) -> dict[str, str]:
+        """By layer, the tensor in which its channels are scaled, or set to zero."""
+        view = self.facts.view
+        return {layer: gate_of(view, self.coupling, layer) for layer in self.layers}
 
-    def recall(self, key: str, find: Callable[[onnx.ModelProto | None], T]) -> T:
+    def axes(self, tensors: Mapping[str, str]) -> dict[str, int]:
+        """The channel axis of every one of some tensors, by layer."""
+        return {tensor: self.coupling.lanes[tensor].axis for tensor in tensors.values()}
+
+    def recall(self, key: Hashable, find: Callable[[onnx.ModelProto | None], T]) -> T:
         """What `find` finds in the model; or in a variant, with what is gone already at zero.
 
         Args:
@@ -74,7 +79,7 @@ class Question:
         """
         if self.removed:
             return find(zero_channels(self.facts.model, self.coupling, self.removed))
-        return self.facts.recall((key, tuple(self.axes)), lambda: find(None))
+        return self.facts.recall((key, tuple(self.layers)), lambda: find(None))
 
 
 Criterion = Callable[[Question], dict[str, Array]]

@@ -40,8 +40,8 @@ def mutual_information(question: Question) -> dict[str, Array]:
     Raises:
         UsageError: the network does not answer with a class.
     """
-    sensitivity = sensitivity_of(question)
-    found = question.recall("responses", lambda model: sensitivity.responses(question.axes, model))
+    sensitivity, axes = sensitivity_of(question), question.axes(question.taps)
+    found = question.recall("responses", lambda model: sensitivity.responses(axes, model))
     return {
         layer: information_gain(found.means[tap], found.classes)
         for layer, tap in question.taps.items()
@@ -66,5 +66,6 @@ def _statistics(question: Question) -> dict[str, ChannelStatistics]:
     collect = question.facts.activations()
     if collect is None:
         raise without_data()
-    found = question.recall("activations", lambda model: collect(question.axes, model))
+    axes = question.axes(question.taps)
+    found = question.recall("activations", lambda model: collect(axes, model))
     return {layer: found[tap] for layer, tap in question.taps.items()}

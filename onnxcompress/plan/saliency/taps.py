@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 
+from onnxcompress.analyse.coupling.flow import FIXED
 from onnxcompress.analyse.coupling.result import Coupling
 from onnxcompress.analyse.coupling.rules.elementwise import UNARY
 from onnxcompress.graph.view import GraphView
@@ -21,19 +22,40 @@ def activation_of(view: GraphView, coupling: Coupling, layer: str) -> str:
     """
     tensor = coupling.producers[layer]
     while True:
-        use = view.sole_use(tensor)
-        node = use.node if use is not None else _swish(view, tensor)
+        node = _next(view, tensor)
         if node is None or not _follows(node, view, coupling, tensor):
             return tensor
         tensor = node.output[0]
+
+
+def gate_of(view: GraphView, coupling: Coupling, layer: str) -> str:
+    """The tensor in which a removed channel is zero, as far behind the layer as that holds.
+
+    Behind a Sigmoid, or a shift, a channel that is zero at its layer is another constant: removal
+    keeps that constant, so a factor of zero must stand in front.
+    """
+    tensor = coupling.producers[layer]
+    while True:
+        node = _next(view, tensor)
+        if node is None or not _follows(node, view, coupling, tensor):
+            return tensor
+        lane = coupling.lanes[node.output[0]]
+        if (lane.values[lane.classes != FIXED] != 0.0).any():
+            return tensor
+        tensor = node.output[0]
+
+
+def _next(view: GraphView, tensor: str) -> onnx.NodeProto | None:
+    """The only node that reads a tensor, or the end of a swish."""
+    use = view.sole_use(tensor)
+    return use.node if use is not None else _swish(view, tensor)
 
 
 def _follows(node: onnx.NodeProto, view: GraphView, coupling: Coupling, tensor: str) -> bool:
     lane = coupling.lanes.get(node.output[0])
     same = lane is not None and lane.axis == coupling.lanes[tensor].axis
     others = [name for name in node.input if name and name != tensor]
-    gate = _swish(view, tensor)
-    single = node == gate or all(view.is_constant(name) for name in others)
+    single = node == _swish(view, tensor) or all(view.is_constant(name) for name in others)
     first = node.input[0] == tensor or node.op_type in _EITHER_SIDE
     return same and single and first and node.op_type in UNARY | _EITHER_SIDE | _FIRST_ONLY
 

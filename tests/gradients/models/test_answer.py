@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onnxcompress.errors import GradientError
+from onnxcompress.errors import ModelError
 from onnxcompress.gradients.answer import find_answer
 from onnxcompress.gradients.known import know
 
@@ -184,7 +184,7 @@ def test_outputs_that_are_no_real_numbers_take_no_part(small: Any) -> None:
 
 def test_no_real_numbers_at_all_are_refused(small: Any) -> None:
     extra = node("ArgMax", ["logits"], ["best"], name="best", axis=1)
-    with pytest.raises(GradientError, match="no output of the network is a floating-point"):
+    with pytest.raises(ModelError, match="no output of the network is a floating-point"):
         small.changed(["best"], extra).built()
 
 

@@ -31,7 +31,7 @@ def test_layers(ask: Any, facts: Facts) -> None:
     question = ask(facts)
     assert question.layers == ["one", "two"]
     assert question.taps == {"one": "b", "two": "c"}
-    assert question.axes == {"b": 1, "c": 1}
+    assert question.axes(question.taps) == {"b": 1, "c": 1}
     assert [len(question.lane(layer).classes) for layer in question.layers] == [4, 5]
 
 

@@ -104,24 +104,36 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, str], s
 }  # fmt: skip
 
 
+GATES = {"dense": {"one": ("a", 1)}}
+"""Where a channel is zero when it is gone, if that is not where its activation is looked at: in
+front of a bias that is added by itself, which stays."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A network with inputs, to the engine and to the slow oracle.
 
     Attributes:
         facts: what the engine knows.
-        slow: the slow oracle.
+        slow: the slow oracle, at the activations.
+        gated: the slow oracle, where channels are scaled or set to zero.
         removed: channels that may be removed, by group (and layer) that makes them.
     """
 
     facts: Facts
     slow: Any
+    gated: Any
     removed: Mapping[str, tuple[int, ...]]
+
+    @cached_property
+    def active(self) -> Any:
+        """The activations once these channels are gone."""
+        return replace(self.slow, gone=self.removed)
 
     @cached_property
     def left(self) -> Any:
         """The oracle once these channels are gone."""
-        return replace(self.slow, gone=self.removed)
+        return replace(self.gated, gone=self.removed)
 
 
 @pytest.fixture(scope="session")
@@ -139,6 +151,7 @@ def case(nets: Any, slow_net: Any) -> Callable[..., Case]:
             labels = np.random.default_rng(4).integers(0, classes, count)
         facts = nets.facts(model, feeds if labels is None else {**feeds, "y": labels})
         slow = slow_net(model, feeds, taps, made, None if labels is None else labels.tolist())
-        return Case(facts, slow, {layer: removed})
+        gated = replace(slow, taps={**taps, **GATES.get(name, {})})
+        return Case(facts, slow, gated, {layer: removed})
 
     return make

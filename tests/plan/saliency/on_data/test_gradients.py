@@ -50,9 +50,9 @@ SLOW: Mapping[str, Callable[..., list[float]]] = {"taylor": taylor, "taylor-gate
 def test_first_order(case: Any, ask: Any, name: str, criterion: str, labelled: bool) -> None:
     known = case(name, labelled=labelled)
     found = CRITERIA[criterion].score(ask(known.facts))
-    assert set(found) == set(known.slow.taps)
+    assert set(found) == set(known.gated.taps)
     for layer, scores in found.items():
-        close(scores, SLOW[criterion](known.slow, layer))
+        close(scores, SLOW[criterion](known.gated, layer))
         assert len(set(scores.tolist())) == len(scores)
 
 
@@ -79,9 +79,9 @@ def test_first_order_of_what_is_left(
 def test_gate_gradients_of_every_sample(case: Any, ask: Any, name: str) -> None:
     """Sample by sample, in the order that the engine drew them in."""
     known = case(name, labelled=True)
-    order = np.random.default_rng(0).permutation(known.slow.count)
+    order = np.random.default_rng(0).permutation(known.gated.count)
     for layer, rows in gate_gradients(ask(known.facts)).items():
-        close(rows, np.array(known.slow.gate_gradients(layer)).T[order])
+        close(rows, np.array(known.gated.gate_gradients(layer)).T[order])
 
 
 def test_the_size_of_a_map(case: Any, ask: Any, nets: Any) -> None:
@@ -119,7 +119,7 @@ def test_a_number_is_held_to_itself(case: Any, ask: Any, gone: bool) -> None:
     The second derivative of C in a gate is (dy/dg / y)^2 where y' = y; obd is half of it.
     """
     known = case("number", labelled=False)
-    slow = known.left if gone else known.slow
+    slow = known.left if gone else known.gated
     question = ask(known.facts, known.removed if gone else None)
     scores = {name: CRITERIA[name].score(question) for name in ("taylor", "taylor-gate", "obd")}
     for layer in slow.taps:
@@ -135,7 +135,7 @@ def test_a_picture_is_held_to_itself(case: Any, ask: Any) -> None:
     v'a has variance 2 (|a|^4 - sum a^4) in its square; five standard deviations of the mean.
     """
     known = case("picture", labelled=False, count=400)
-    slow = known.slow
+    slow = known.gated
     y = slow.answers[0].reshape(slow.count, -1)
     weight = known.facts.view.array64("w2")[:, :, 0, 0]
     z = slow.z("one")
@@ -193,7 +193,7 @@ def test_second_order(case: Any, ask: Any, name: str, gone: bool) -> None:
     networks are smooth behind their gates: a kink has no second derivative to compare with.
     """
     known = case(name, labelled=True, count=300)
-    slow = known.left if gone else known.slow
+    slow = known.left if gone else known.gated
     gates, hessians = slow.hessians()
     diagonal = np.diagonal(hessians, axis1=1, axis2=2)
     spread = np.square(hessians).sum(axis=2) - np.square(diagonal)

@@ -26,7 +26,7 @@ def test_oracle(case: Any, ask: Any, name: str, gone: bool, labelled: bool) -> N
     if labelled and name in {"number", "picture"}:
         pytest.skip("no classes, no labels")
     known = case(name, labelled=labelled)
-    slow = known.left if gone else known.slow
+    slow = known.left if gone else known.gated
     question = ask(known.facts, known.removed if gone else None)
     signed, absolute = (CRITERIA[f"oracle-{kind}"].score(question) for kind in ("loss", "abs"))
     assert set(signed) == set(absolute) == set(slow.taps)
@@ -53,6 +53,6 @@ def test_left_out_layers_change_nothing(case: Any, ask: Any) -> None:
 
 @pytest.mark.parametrize("criterion", ["oracle-abs", "oracle-loss"])
 def test_data_is_needed(nets: Any, case: Any, ask: Any, criterion: str) -> None:
-    model = case("chain", labelled=False).slow.model
+    model = case("chain", labelled=False).gated.model
     with pytest.raises(UsageError, match="--data"):
         CRITERIA[criterion].score(ask(nets.facts(model)))

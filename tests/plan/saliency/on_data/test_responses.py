@@ -43,7 +43,7 @@ SLOW = {"activation-mean": activation_mean, "activation-std": activation_std, "a
 def test_activations(case: Any, ask: Any, name: str, criterion: str, gone: bool) -> None:
     """35 samples are three batches, the last one short."""
     known = case(name, labelled=False, count=35)
-    slow = known.left if gone else known.slow
+    slow = known.active if gone else known.slow
     found = CRITERIA[criterion].score(ask(known.facts, known.removed if gone else None))
     assert set(found) == set(slow.taps)
     for layer, scores in found.items():
@@ -133,7 +133,7 @@ def test_constant_channels_tie() -> None:
 def test_mutual_information(case: Any, ask: Any, name: str, gone: bool, labelled: bool) -> None:
     """Of means over positions and the class; own answers are those before anything was gone."""
     known = case(name, labelled=labelled, count=70)
-    slow = known.left if gone else known.slow
+    slow = known.active if gone else known.slow
     found = CRITERIA["mutual-information"].score(ask(known.facts, known.removed if gone else None))
     assert set(found) == set(slow.taps)
     for layer, scores in found.items():
