@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.calibrate.sample_batches import Batch
 from onnxcompress.calibrate.targets import Targets, are_probabilities, log_probabilities
-from onnxcompress.errors import DataError
+from onnxcompress.errors import DataError, ModelError
 from onnxcompress.gradients.answer import Answer, demand_batch_axis, find_answer
 from onnxcompress.gradients.known import Known
 from onnxcompress.runtime import Array, Execution, open_session
@@ -48,6 +48,7 @@ def collect_targets(
     Raises:
         GradientError: no output is a floating-point tensor.
         DataError: a label is no class of the network.
+        ModelError: the network answers with NaN or infinite values.
     """
     answer = find_answer(known)
     names = [answer.logits] if answer.classes else list(answer.outputs)
@@ -56,6 +57,12 @@ def collect_targets(
     with open_session(tapped(known.view.model, names), execution) as session:
         for part in parts:
             found = dict(zip(names, session.run(part.feeds), strict=True))
+            for name, value in found.items():
+                if not np.isfinite(value).all():
+                    raise ModelError(
+                        f"'{name}' has NaN or infinite values on {samples.purpose} "
+                        f"{samples.source}: no loss can be computed"
+                    )
             if answer.classes:
                 rows.append(found[answer.logits][: part.count])
                 continue
