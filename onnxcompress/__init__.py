@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from onnxcompress.graph.editor import Editor
     from onnxcompress.pipeline import Result
     from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Refusal, Site
+    from onnxcompress.study import Study
 
 _HOMES = {
     "analyse.facts": ("Facts", "Need"),
@@ -49,6 +50,7 @@ _HOMES = {
     "graph.editor": ("Editor",),
     "pipeline": ("Result",),
     "plan.contract": ("Candidate", "NoCandidate", "Pass", "Refusal", "Site"),
+    "study": ("Study",),
 }
 
 __all__ = [
@@ -70,6 +72,7 @@ __all__ = [
     "Refusal",
     "Result",
     "Site",
+    "Study",
     "UsageError",
     "compress",
     "saliency",

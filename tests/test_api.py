@@ -266,3 +266,33 @@ assert 'onnxruntime' in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_saliency(nets, tmp_path):
+    """From arrays and from files the same scores, in the order of the layers."""
+    text = """net (float[N, 2, 4, 3] x) => (float[N, 3] y) {
+        [one] a = Conv (x, w1)
+        [act] b = Relu (a)
+        [pool] p = GlobalAveragePool (b)
+        [flat] f = Flatten (p)
+        [fc] y = Gemm (f, w2) }"""
+    model = nets.build(text, w1=(5, 2, 2, 2), w2=(5, 3))
+    samples = {**nets.samples(model, 6), "y": np.arange(6) % 3}
+    found = oc.saliency(model, samples, criteria=["taylor"], reference="weight", threads=1)
+    assert list(found.scores) == ["taylor", "weight"]
+    filters = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    norms = np.sqrt(np.square(filters).sum(axis=(1, 2, 3)))
+    np.testing.assert_allclose(found.scores["weight"]["one"], norms, rtol=1e-6)
+    onnx.save(model, tmp_path / "in.onnx")
+    np.savez(tmp_path / "in.npz", **samples)
+    again = oc.saliency(
+        tmp_path / "in.onnx",
+        tmp_path / "in.npz",
+        criteria=["taylor"],
+        reference="weight",
+        threads=1,
+    )
+    for layer, values in found.scores["taylor"].items():
+        np.testing.assert_array_equal(again.scores["taylor"][layer], values)
+    with pytest.raises(oc.UsageError, match="no criterion 'tailor'"):
+        oc.saliency(model, samples, criteria=["tailor"])
