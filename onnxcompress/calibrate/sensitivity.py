@@ -130,7 +130,10 @@ class CollectedSensitivity:
         with open_session(built.model, self.execution) as session:
             for part in chain.from_iterable(self.drawn.batches() for _ in range(_PROBES)):
                 feeds = self._held_to_targets(built, part)
-                signs = {tap: generator.choice([-1.0, 1.0], s) for tap, s in _gates(built).items()}
+                signs = {
+                    tap: generator.choice([-1.0, 1.0], built.shape(name))
+                    for tap, name in built.gates.items()
+                }
                 ahead, behind = (
                     _outputs(session, feeds | _moved(built, signs, step))
                     for step in (_STEP, -_STEP)
@@ -274,11 +277,9 @@ class CollectedSensitivity:
         feeds = dict(part.feeds)
         if built.loss.target:
             return feeds | {built.loss.target: self._targets.drawn(part.rows)}
-        inputs = {value.name: value.type.tensor_type for value in built.model.graph.input}
         for output, name in built.loss.cotangents.items():
-            shape = tuple(d.dim_value for d in inputs[name].shape.dim)
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(inputs[name].elem_type)
-            feeds[name] = self._targets.signs(output, part.rows, shape).astype(dtype)
+            signs = self._targets.signs(output, part.rows, built.shape(name))
+            feeds[name] = signs.astype(built.dtype(name))
         return feeds
 
     def _width(self, tensor: str, axis: int) -> int:
@@ -293,16 +294,9 @@ def _wide(values: Array) -> Array64:
     return values.astype(np.float64)
 
 
-def _gates(built: GradientModel) -> dict[str, tuple[int, ...]]:
-    """The shape of every gate, by tap."""
-    inputs = {value.name: value.type.tensor_type.shape.dim for value in built.model.graph.input}
-    return {tap: tuple(d.dim_value for d in inputs[n]) for tap, n in built.gates.items()}
-
-
 def _moved(built: GradientModel, signs: Mapping[str, Array64], step: float) -> dict[str, Array]:
     """Gates a step away from one."""
-    kinds = {value.name: value.type.tensor_type.elem_type for value in built.model.graph.input}
     return {
-        name: (1.0 + step * signs[tap]).astype(onnx.helper.tensor_dtype_to_np_dtype(kinds[name]))
+        name: (1.0 + step * signs[tap]).astype(built.dtype(name))
         for tap, name in built.gates.items()
     }

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
 import onnx
 
 from onnxcompress.errors import GradientError
@@ -37,6 +39,18 @@ class GradientModel:
     gates: Mapping[str, str]
     products: Mapping[str, str]
     gradients: Mapping[str, str]
+
+    def shape(self, name: str) -> Shape:
+        """The shape of an input."""
+        return tuple(dim.dim_value for dim in self._inputs[name].shape.dim)
+
+    def dtype(self, name: str) -> np.dtype[np.generic]:
+        """The type of an input."""
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self._inputs[name].elem_type))
+
+    @cached_property
+    def _inputs(self) -> dict[str, onnx.TypeProto.Tensor]:
+        return {value.name: value.type.tensor_type for value in self.model.graph.input}
 
 
 def gradient_model(
