@@ -108,14 +108,19 @@ def check_patterns(patterns: Sequence[str]) -> None:
             raise UsageError(f"--exclude '{pattern}' is no regular expression: {error}") from error
 
 
-def matching(patterns: Sequence[str], names: Sequence[str]) -> frozenset[str]:
+def matching(patterns: Sequence[str], names: Sequence[str], what: str = "node") -> frozenset[str]:
     """The names in which a pattern is found.
 
+    Args:
+        patterns: regular expressions.
+        names: names of nodes.
+        what: what these nodes are, for the message.
+
     Raises:
-        UsageError: a pattern matches no node; a typing error would miss what it names.
+        UsageError: a pattern matches none; a typing error would miss what it names.
     """
     check_patterns(patterns)
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):
-            raise UsageError(f"--exclude '{pattern}' matches no node: `inspect` lists them")
+            raise UsageError(f"--exclude '{pattern}' matches no {what}: `inspect` lists them")
     return frozenset(n for n in names if any(re.search(p, n) for p in patterns))

@@ -125,7 +125,7 @@ def study(
     facts = _facts(model, data, samples, ablated, execution, seed, progress)
     coupling = facts.coupling()
     whole = Question(facts, coupling, {}, "l2", seed)
-    question = replace(whole, skipped=matching(exclude, whole.layers))
+    question = replace(whole, skipped=matching(exclude, whole.layers, "layer that is scored"))
     if not question.layers:
         reasons = sorted({f"'{name}': {reason}" for name, reason in coupling.refusals.items()})
         raise ModelError(
@@ -152,12 +152,16 @@ def study(
         },
         refused=refused,
         fisher=_fisher(question) if fisher else None,
-        measured=sensitivity_of(question).measured() if _with_loss(found) else None,
+        measured=_measured(question, found),
     )
 
 
-def _with_loss(found: Mapping[str, Scores]) -> bool:
-    return any(CRITERIA[name].loss for name in found)
+def _measured(question: Question, found: Mapping[str, Scores]) -> Measured | None:
+    if not any(CRITERIA[name].loss for name in found):
+        return None
+    measured = sensitivity_of(question).measured()
+    ablated = any(name.startswith("oracle") for name in found)
+    return measured if ablated else replace(measured, ablated=0)
 
 
 def correlate(found: Scores, reference: Scores) -> Correlation:

@@ -39,7 +39,7 @@ class Measured:
 
     Attributes:
         samples: of gradients and responses.
-        ablated: of the oracle.
+        ablated: of the oracle; 0 where there was none.
         loss: what answers were held to, in words.
     """
 

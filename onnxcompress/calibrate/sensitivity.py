@@ -23,6 +23,8 @@ from onnxcompress.errors import GradientError, UsageError
 from onnxcompress.gradients.answer import demand_batch_axis
 from onnxcompress.gradients.build import GradientModel, gradient_model
 from onnxcompress.gradients.known import Known, know
+from onnxcompress.gradients.opset import LOWEST, raised
+from onnxcompress.load.trust import computes_the_same
 from onnxcompress.progress import Progress, Silent
 from onnxcompress.runtime import Array, Execution, Session, open_session
 
@@ -34,9 +36,6 @@ a channel meets on its way from one to zero. Measured in docs/saliency.md.
 """
 
 _PROBES = 4
-_SAME = 0.02
-"""Of probabilities: half precision is off by less, a wrong graph by more."""
-
 Array64 = NDArray[np.float64]
 Taps = Mapping[str, int]
 
@@ -98,8 +97,6 @@ class CollectedSensitivity:
         with open_session(built.model, self.execution) as session:
             for part in self.drawn.batches():
                 outputs = _outputs(session, self._held_to_targets(built, part))
-                if model is None and built.loss.scores:
-                    self._demand_same(outputs[built.loss.scores], part)
                 for tap, name in built.products.items():
                     found[tap].append(_wide(outputs[name])[: part.count])
         return {
@@ -126,6 +123,8 @@ class CollectedSensitivity:
             return {tap: np.square(values).mean(axis=0) for tap, values in rows.items()}
         built = self._built(model, taps=taps, gated=True)
         total = {tap: np.zeros(self._width(tap, axis)) for tap, axis in taps.items()}
+        if not built.products:
+            return total
         generator = np.random.default_rng([self.seed, 3])
         with open_session(built.model, self.execution) as session:
             for part in chain.from_iterable(self.drawn.batches() for _ in range(_PROBES)):
@@ -157,6 +156,7 @@ class CollectedSensitivity:
                 "mutual-information needs a class for every sample, and this network does not "
                 "answer with one: use another criterion"
             )
+        self._demand_raising()
         built, names = with_means(model or self.model, self._known.shapes, taps)
         found: dict[str, list[Array64]] = {tap: [] for tap in taps}
         with open_session(built, self.execution) as session:
@@ -240,14 +240,20 @@ class CollectedSensitivity:
             )
         return targets
 
-    def _demand_same(self, scores: Array, part: Batch) -> None:
-        """Refuse a backward graph whose forward part computes something else.
+    @cached_property
+    def _raises_well(self) -> bool:
+        """Whether the model computes the same at the opset that backward graphs need.
 
-        It is raised to a newer opset by onnx's converter, which is trusted no more than others.
+        onnx's converter is trusted no more than any other third party.
         """
-        own = np.exp(self._targets.scores[part.rows])
-        if np.abs(np.exp(_wide(scores)) - own).max() > _SAME:
-            raise GradientError("raising the model's opset changes what it computes")
+        if self._known.view.opset() >= LOWEST:
+            return True
+        feeds = next(self.drawn.batches()).feeds
+        return computes_the_same(self.model, raised(self.model), feeds, self.execution)
+
+    def _demand_raising(self) -> None:
+        if not self._raises_well:
+            raise GradientError(f"raising the model to opset {LOWEST} changes what it computes")
 
     def _built(
         self,
@@ -257,6 +263,7 @@ class CollectedSensitivity:
         tensors: tuple[str, ...] = (),
         gated: bool = False,
     ) -> GradientModel:
+        self._demand_raising()
         return gradient_model(
             model or self.model,
             self.drawn.sizes,

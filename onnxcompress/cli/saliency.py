@@ -141,7 +141,8 @@ def _show(label: str, found: Study, *, per_layer: bool) -> None:
     text = f"{sum(widths)} channels of {len(widths)} layers"
     if found.measured:
         on = found.measured
-        text += f"; {on.samples} samples, oracle on {on.ablated}; loss against {on.loss}"
+        oracle = f", oracle on {on.ablated}" if on.ablated else ""
+        text += f"; {on.samples} samples{oracle}; loss against {on.loss}"
     output.print(text, markup=False)
     if not found.correlations:
         output.print("nothing to compare the reference with; --json gives its scores")

@@ -91,13 +91,11 @@ class Loss:
         target: input [N, K] with the class of every sample as a distribution; empty where the
             answer is not a class.
         cotangents: by output, the input that takes its gradient; empty for a classifier.
-        scores: log-probabilities [N, K] of a classifier.
     """
 
     seeds: Mapping[str, str]
     target: str
     cotangents: Mapping[str, str]
-    scores: str
 
 
 def emit_loss(known: Known, emit: Emitter, answer: Answer, batch: int) -> Loss:
@@ -113,7 +111,7 @@ def emit_loss(known: Known, emit: Emitter, answer: Answer, batch: int) -> Loss:
             name: emit.input("cotangent", known.types[name], known.shapes[name])
             for name in answer.outputs
         }
-        return Loss(inputs, "", inputs, "")
+        return Loss(inputs, "", inputs)
     kind, shape = known.types[answer.logits], known.shapes[answer.logits]
     target = emit.input("target", FLOAT, [batch, answer.classes])
     rows = emit.sizes([batch, answer.classes])
@@ -123,15 +121,14 @@ def emit_loss(known: Known, emit: Emitter, answer: Answer, batch: int) -> Loss:
         smallest = emit.constant(_float32(_SMALLEST))
         logits_given, probability = logits, emit.op("Max", logits, smallest)
         logits = emit.op("Log", probability)
-    scores = emit.op("LogSoftmax", logits, axis=1)
-    seed = emit.op("Sub", emit.op("Exp", scores), target)
+    seed = emit.op("Sub", emit.op("Softmax", logits, axis=1), target)
     if probability:
         # Below the floor nothing moves, and the quotient would be out of all proportion.
         alive = emit.op("Greater", logits_given, smallest)
         slope = emit.op("Div", seed, probability)
         seed = emit.op("Where", alive, slope, emit.constant(_float32(0.0)))
     shaped = emit.op("Reshape", seed, emit.sizes(shape))
-    return Loss({answer.logits: emit.op("Cast", shaped, to=kind)}, target, {}, scores)
+    return Loss({answer.logits: emit.op("Cast", shaped, to=kind)}, target, {})
 
 
 def _float32(value: float) -> Array:

@@ -100,7 +100,7 @@ def gradient_model(
         if behind[tap] in found
     }
     gradients = {name: found[name] for name in tensors if name in found}
-    outputs = [*products.values(), *gradients.values(), *([loss.scores] if loss.scores else [])]
+    outputs = [*products.values(), *gradients.values()]
     del copy.graph.output[:]
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(outputs))
     del copy.graph.value_info[:]

@@ -205,6 +205,30 @@ def test_an_operator_without_a_gradient_is_named(truth: Any, nets: Any) -> None:
         measured.sensitivity.gate_gradients({"a": 1})
 
 
+@pytest.mark.parametrize("what", ["gate_gradients", "curvature", "responses", "fisher"])
+def test_a_conversion_that_changes_the_network_is_refused(
+    truth: Any, nets: Any, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The model is of opset 17; a converter that doubles every weight stands in for a bad one."""
+    model = truth.classifier(nets)
+    sensitivity = truth.measured(model, nets.samples(model, 3)).sensitivity
+    assert getattr(sensitivity, what)({"b": 1})
+    genuine = module.raised
+
+    def wrong(given: onnx.ModelProto) -> onnx.ModelProto:
+        result = genuine(given)
+        for tensor in result.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.dtype.kind == "f":
+                tensor.CopyFrom(onnx.numpy_helper.from_array(2 * values, tensor.name))
+        return result
+
+    monkeypatch.setattr(module, "raised", wrong)
+    sensitivity = truth.measured(model, nets.samples(model, 3)).sensitivity
+    with pytest.raises(GradientError, match="to opset 18 changes what it computes"):
+        getattr(sensitivity, what)({"b": 1})
+
+
 @pytest.mark.parametrize("fault", ["channels", "rows", "classes"])
 def test_the_comparison_sees_faults(
     truth: Any, nets: Any, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -213,11 +237,9 @@ def test_the_comparison_sees_faults(
     measured = truth.measured(model, nets.samples(model, 5), labels(5))
     if fault == "channels":
         monkeypatch.setattr(module, "_wide", lambda values: values.astype(np.float64)[:, ::-1])
-        monkeypatch.setattr(module, "_SAME", np.inf)
     elif fault == "rows":
         monkeypatch.setattr(batches_module, "_BATCH", 2)
         monkeypatch.setattr(module, "_wide", lambda values: values.astype(np.float64)[::-1])
-        monkeypatch.setattr(module, "_SAME", np.inf)
     else:
         monkeypatch.setattr(type(measured.targets), "given", lambda self, rows: self.drawn(rows))
     with pytest.raises(AssertionError):
