@@ -2,48 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import onnx
 import pytest
 
-from onnxcompress.analyse.facts import Facts
 from onnxcompress.errors import UsageError
-from onnxcompress.plan.contract import (
-    Candidate,
-    NoCandidate,
-    Site,
-)
 from onnxcompress.plan.registry import parse_pass
 from onnxcompress_passes.prune import KeptChannels, Prune
-
-CHAIN = """net (float[N, 3, 6, 7] x) => (float[N, 5] y) {
-    [one] a = Conv <kernel_shape = [3, 3]> (x, w1, b1)
-    [r1] b = Relu (a)
-    [two] c = Conv <kernel_shape = [1, 1]> (b, w2)
-    [r2] d = Relu (c)
-    [pool] e = GlobalAveragePool (d)
-    [flat] f = Flatten (e)
-    [fc] y = Gemm <transB = 1> (f, w3, b3) }"""
-
-
-def chain(nets: Any, one: int = 12, two: int = 20, seed: int = 1) -> onnx.ModelProto:
-    return nets.build(
-        CHAIN, seed, w1=(one, 3, 3, 3), b1=(one,), w2=(two, one, 1, 1), w3=(5, two), b3=(5,)
-    )
-
-
-def offers(owner: Prune, facts: Facts) -> dict[str, Sequence[Candidate[KeptChannels]]]:
-    """Candidates of every site, through facts that allow only what the pass declares."""
-    view, found = facts.restricted(owner.needs), {}
-    for site in list(owner.sites(view)):
-        if isinstance(site, Site):
-            try:
-                found[site.node] = owner.candidates(site, view)
-            except NoCandidate:
-                found[site.node] = []
-    return found
 
 
 @pytest.mark.parametrize(
@@ -87,10 +52,6 @@ def test_options_as_text() -> None:
     assert parse_pass(text) == expected
 
 
-def widths(candidates: Sequence[Candidate[KeptChannels]]) -> list[int]:
-    return [len(candidate.setting.kept) for candidate in candidates]
-
-
 @pytest.mark.parametrize(
     ("full", "round_to", "expected"),
     [
@@ -101,16 +62,18 @@ def widths(candidates: Sequence[Candidate[KeptChannels]]) -> list[int]:
         (6, 0, [6, 5, 4, 3, 2, 1]),
     ],
 )
-def test_widths_as_asked(nets: Any, full: int, round_to: int, expected: list[int]) -> None:
-    facts = nets.facts(chain(nets, one=full))
-    assert widths(offers(Prune(round_to=round_to), facts)["one"]) == expected
+def test_widths_as_asked(
+    pruning: Any, nets: Any, full: int, round_to: int, expected: list[int]
+) -> None:
+    facts = nets.facts(pruning.chain(one=full))
+    assert pruning.widths(pruning.offers(Prune(round_to=round_to), facts)["one"]) == expected
 
 
 @pytest.mark.parametrize("full", [12, 16, 17, 40, 64, 80, 512])
-def test_widths_on_offer(nets: Any, full: int) -> None:
+def test_widths_on_offer(pruning: Any, nets: Any, full: int) -> None:
     """All multiples of some power of two: a dozen or so, and never more than two dozen."""
-    facts = nets.facts(chain(nets, one=full, two=4))
-    found = widths(offers(Prune(), facts)["one"])
+    facts = nets.facts(pruning.chain(one=full, two=4))
+    found = pruning.widths(pruning.offers(Prune(), facts)["one"])
     assert found[0] == full
     step = found[-1]
     assert step.bit_count() == 1
