@@ -160,7 +160,7 @@ def _measured(question: Question, found: Mapping[str, Scores]) -> Measured | Non
     if not any(CRITERIA[name].loss for name in found):
         return None
     measured = sensitivity_of(question).measured()
-    ablated = any(name.startswith("oracle") for name in found)
+    ablated = any(CRITERIA[name].ablates for name in found)
     return measured if ablated else replace(measured, ablated=0)
 
 

@@ -1,4 +1,4 @@
-"""Fixtures to draw small graphs with: a sketch pad, and extents, all distinct or all equal."""
+"""Fixtures to draw small graphs with: a sketch pad, extents, distinct or equal, and a session."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ class Extents:
     def image(self) -> list[int]:
         """The shape of the input."""
         return [self.batch, self.source, self.height, self.width]
+
+    def shape(self, letters: str) -> list[int]:
+        """Extents by their letters: n for the batch, c for `inner`, h, w, and 1; "1c11"."""
+        real = {"n": self.batch, "c": self.inner, "h": self.height, "w": self.width, "1": 1}
+        return [real[letter] for letter in letters]
 
 
 class Sketch:
@@ -88,6 +93,29 @@ class Sketch:
         if values.size > 1 and (values == values.flat[0]).all():
             values.flat[0] = low if values.flat[0] != low else high
         return self.constant(values, name, dtype)
+
+    def scales(self, shape: Sequence[int]) -> str:
+        """An initializer of 1/2, 1, 2, 1/2, ... along a line, or of 1/2 alone for shape []."""
+        return self.constant(2.0 ** (np.arange(shape[0]) % 3 - 1.0) if shape else 0.5)
+
+    def dequantised(
+        self, shape: Sequence[int], axis: int | None, *, zero_point: bool = True
+    ) -> str:
+        """Whole numbers behind a DequantizeLinear.
+
+        Args:
+            shape: of the numbers.
+            axis: the axis along which scale and zero point vary; None for one of each.
+            zero_point: whether there is one.
+        """
+        count = [] if axis is None else [shape[axis]]
+        operands = [self.whole(shape, low=-3, high=3, dtype=np.int8), self.scales(count)]
+        if zero_point and count:
+            operands.append(self.whole(count, low=-2, high=2, dtype=np.int8))
+        elif zero_point:
+            operands.append(self.constant(1, dtype=np.int8))
+        more = {} if axis is None or self.opset < 13 else {"axis": axis}
+        return str(self.add("DequantizeLinear", *operands, **more))
 
     def add(
         self, operator: str, *inputs: str, name: str = "", outputs: int = 1, **attributes: Any
@@ -175,6 +203,12 @@ class Sketch:
             **attributes,
         )
         return self.model(last)
+
+
+@pytest.fixture(scope="session")
+def unoptimised() -> Callable[[onnx.ModelProto], ort.InferenceSession]:
+    """Opens a model as it stands: one thread, no graph rewrites."""
+    return _session
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,12 @@ def model() -> onnx.ModelProto:
     return canonicalise(made).model
 
 
+@pytest.fixture(scope="session")
+def acting() -> type[Acting]:
+    """`acting({"a": act})` is that pass."""
+    return Acting
+
+
 @pytest.fixture
 def candidate() -> Callable[..., Candidate[Nothing]]:
     """A candidate of that pass; it touches its own node unless told otherwise."""

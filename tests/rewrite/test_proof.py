@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,17 +11,18 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from onnxcompress.analyse.facts import Facts, Need, analyse
+from onnxcompress.analyse.facts import analyse
 from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.edits import Absorb
 from onnxcompress.graph.infer import with_value_info
 from onnxcompress.plan.channels.plan_cuts import plan_cuts
-from onnxcompress.plan.contract import Candidate, Pass, Refusal, Site
+from onnxcompress.plan.contract import Candidate, Pass, Site
 from onnxcompress.rewrite.manager import Proof, Rewritten, rewrite
 from onnxcompress.rewrite.proof import Bench, prove
 from onnxcompress_passes.prune import KeptChannels, Prune
 
+Act = Callable[[str, Editor], None]
 ONE = 1
 
 
@@ -194,45 +195,36 @@ def test_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [refusal.node for refusal in result.rolled_back] == ["two"]
 
 
-@dataclass(frozen=True)
-class Nothing:
-    """A setting without choices."""
+@pytest.fixture
+def claiming(acting: Any) -> type[Pass[Any]]:
+    """A pass that rewrites as the test says, and has a reference: other acts, or the original."""
+
+    @dataclass(frozen=True)
+    class Claiming(acting):
+        meant: dict[str, Act] | None = field(default_factory=dict)
+
+        name: ClassVar[str] = "claiming"
+
+        def reference(self, candidates: Sequence[Candidate[Any]], edit: Editor) -> bool:
+            if self.meant is None:
+                return False
+            for candidate in candidates:
+                node = candidate.site.node
+                self.meant.get(node, lambda *_: None)(node, edit)
+            return True
+
+    return Claiming
 
 
-Act = Callable[[str, Editor], None]
+@pytest.fixture
+def touching(claiming: Any) -> Callable[..., list[Candidate[Any]]]:
+    """Candidates of that pass, one per node, which touch nothing else."""
 
+    def make(*names: str) -> list[Candidate[Any]]:
+        setting = claiming.setting_type()
+        return [Candidate(Site("claiming", n), setting, (n,), Cost(), Cost(), 0.0) for n in names]
 
-@dataclass(frozen=True)
-class Claiming(Pass[Nothing]):
-    """Rewrites as the test says, and has a reference: another act, or the original."""
-
-    acts: dict[str, Act] = field(default_factory=dict)
-    meant: dict[str, Act] | None = field(default_factory=dict)
-
-    name: ClassVar[str] = "claiming"
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    setting_type: ClassVar[type] = Nothing
-
-    def sites(self, facts: Facts) -> Iterator[Site | Refusal]:
-        yield from ()
-
-    def candidates(self, site: Site, facts: Facts) -> Sequence[Candidate[Nothing]]:
-        return []
-
-    def rewrite(self, candidate: Candidate[Nothing], edit: Editor) -> None:
-        self.acts[candidate.site.node](candidate.site.node, edit)
-
-    def reference(self, candidates: Sequence[Candidate[Nothing]], edit: Editor) -> bool:
-        if self.meant is None:
-            return False
-        for candidate in candidates:
-            node = candidate.site.node
-            self.meant.get(node, lambda *_: None)(node, edit)
-        return True
-
-
-def touching(*names: str) -> list[Candidate[Nothing]]:
-    return [Candidate(Site("claiming", n), Nothing(), (n,), Cost(), Cost(), 0.0) for n in names]
+    return make
 
 
 def times(*factors: float, index: int = 1) -> Act:
@@ -256,21 +248,21 @@ def become(operator: str) -> Act:
     return act
 
 
-def test_without_a_reference_nothing_is_compared() -> None:
+def test_without_a_reference_nothing_is_compared(claiming: Any, touching: Any) -> None:
     """Even what is plainly wrong stays: other parts judge it by its accuracy."""
-    result = proved(network(), touching("one"), Claiming({"one": times(7.0)}, None))
+    result = proved(network(), touching("one"), claiming({"one": times(7.0)}, None))
     assert nodes(result.applied) == ["one"]
     assert result.proofs == ()
 
 
-def test_a_fault_that_only_the_data_shows() -> None:
+def test_a_fault_that_only_the_data_shows(claiming: Any, touching: Any) -> None:
     """ReLU dropped where every value is positive: right on these inputs, and wrong on others."""
     model = network()
     for tensor in model.graph.initializer:
         if tensor.name == "w1":
             positive = np.abs(onnx.numpy_helper.to_array(tensor))
             tensor.CopyFrom(onnx.numpy_helper.from_array(positive, "w1"))
-    owner = Claiming({"r1": become("Identity")})
+    owner = claiming({"r1": become("Identity")})
     friendly = [{"x": np.abs(one["x"])} for one in feeds(model)]
     result = proved(model, touching("r1"), owner, friendly)
     assert nodes(result.applied) == ["r1"]
@@ -284,29 +276,31 @@ def test_a_fault_that_only_the_data_shows() -> None:
 
 
 @pytest.mark.parametrize(("factor", "held"), [(1 + 2e-6, True), (1 + 1e-4, False)])
-def test_how_much_is_rounding(factor: float, held: bool) -> None:
+def test_how_much_is_rounding(claiming: Any, touching: Any, factor: float, held: bool) -> None:
     """The relative error of the last layer's weight is that of the output."""
-    result = proved(network(), touching("last"), Claiming({"last": times(factor)}))
+    result = proved(network(), touching("last"), claiming({"last": times(factor)}))
     assert bool(result.applied) is held
     if held:
         assert result.proofs[0].error == pytest.approx(factor - 1, rel=0.2)
 
 
-def test_two_that_only_fail_together() -> None:
+def test_two_that_only_fail_together(claiming: Any, touching: Any) -> None:
     """By itself each is within rounding; their product is not."""
     model = network()
     small = times(1 + 7e-6)
-    owner = Claiming({"three": small, "last": small})
+    owner = claiming({"three": small, "last": small})
     assert nodes(proved(model, touching("three"), owner).applied) == ["three"]
     result = proved(model, touching("three", "last"), owner)
     assert nodes(result.applied) == ["three"]
     assert [refusal.node for refusal in result.rolled_back] == ["last"]
 
 
-def test_two_passes_are_proved_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_passes_are_proved_apart(
+    monkeypatch: pytest.MonkeyPatch, claiming: Any, touching: Any
+) -> None:
     """Each against its own reference on the original; the fault of one leaves the other alone."""
     model = network()
-    owner = Claiming({"r2": become("Identity")})
+    owner = claiming({"r2": become("Identity")})
     passes: dict[str, Pass[Any]] = {"prune": Prune(), "claiming": owner}
     chosen: list[Candidate[Any]] = [halves(model)[0], *touching("r2")]
     result = prove(rewrite(model, chosen, passes), passes, Bench(model, feeds(model), ONE))
@@ -325,27 +319,27 @@ def widen(name: str, edit: Editor) -> None:
 
 
 @pytest.mark.parametrize("act", [poison, widen], ids=["not a number", "another size"])
-def test_results_that_cannot_be_compared(act: Act) -> None:
+def test_results_that_cannot_be_compared(claiming: Any, touching: Any, act: Act) -> None:
     model = network()
     for value in model.graph.output[0].type.tensor_type.shape.dim:
         value.Clear()
-    result = proved(with_value_info(model), touching("three"), Claiming({"three": act}))
+    result = proved(with_value_info(model), touching("three"), claiming({"three": act}))
     assert result.applied == ()
     assert [refusal.node for refusal in result.rolled_back] == ["three"]
 
 
-def test_silent_outputs_are_compared_absolutely() -> None:
+def test_silent_outputs_are_compared_absolutely(claiming: Any, touching: Any) -> None:
     """Where the reference is zero, an error of 1e-9 is nothing and one of 1e-3 is not."""
     model = network()
     silence = times(0.0)
     for size, held in ((1e-9, True), (1e-3, False)):
-        owner = Claiming({"last": times(size)}, {"last": silence})
+        owner = claiming({"last": times(size)}, {"last": silence})
         assert bool(proved(model, touching("last"), owner).applied) is held
 
 
-def test_what_was_rolled_back_before_is_kept() -> None:
+def test_what_was_rolled_back_before_is_kept(claiming: Any, touching: Any) -> None:
     """Refusals of the manager stay in front of those of the proof."""
-    owner = Claiming({"one": lambda *_: 1 / 0, "two": times(2.0), "last": times(1.0)})
+    owner = claiming({"one": lambda *_: 1 / 0, "two": times(2.0), "last": times(1.0)})
     result = proved(network(), touching("one", "two", "last"), owner)
     assert nodes(result.applied) == ["last"]
     assert [refusal.node for refusal in result.rolled_back] == ["one", "two"]

@@ -29,11 +29,13 @@ class Entry:
         score: computes it.
         gradients: whether it needs the backward graph.
         loss: whether it needs answers to be held to something.
+        ablates: whether it sets channels to zero, one after the other.
     """
 
     score: Criterion
     gradients: bool = False
     loss: bool = False
+    ablates: bool = False
 
 
 CRITERIA: Mapping[str, Entry] = {
@@ -45,8 +47,8 @@ CRITERIA: Mapping[str, Entry] = {
     "obd": Entry(obd, gradients=True, loss=True),
     "taylor": Entry(taylor, gradients=True, loss=True),
     "taylor-gate": Entry(taylor_gate, gradients=True, loss=True),
-    "oracle-abs": Entry(oracle_abs, loss=True),
-    "oracle-loss": Entry(oracle_loss, loss=True),
+    "oracle-abs": Entry(oracle_abs, loss=True, ablates=True),
+    "oracle-loss": Entry(oracle_loss, loss=True, ablates=True),
     "random": Entry(random),
 }
 

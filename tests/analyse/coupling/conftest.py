@@ -2,7 +2,7 @@
 
 A test builds a model and says what it expects; `pruning.check` does the rest:
 
-    def test_chain(kit: Any, pruning: Any) -> None:
+    def test_chain(pruning: Any) -> None:
         pruning.check(model, widths={"first": 6}, refused={"second": "graph's output"})
 
 `check` brings the model into canonical form, couples it, removes many sets of channels, and
@@ -11,9 +11,6 @@ a Mul behind every producer forces the same channels to zero. The masks are extr
 masked model, so that one session serves all removed sets. None of this uses code of the engine but
 `couple` and `remove_channels`, which are under test, and the lanes of producers, which say what
 removal of a channel means.
-
-`sketch(opset)` starts a small graph, and the fixture `extents` runs a test twice: with extents that
-are all distinct, and with extents that are all equal.
 """
 
 from __future__ import annotations
@@ -78,6 +75,9 @@ class Case:
 
 class Pruning:
     """Couples models and compares removal with zeroing; see the module's docstring."""
+
+    def __init__(self, open_session: Callable[[onnx.ModelProto], ort.InferenceSession]) -> None:
+        self._open = open_session
 
     @staticmethod
     def case(
@@ -172,23 +172,23 @@ class Pruning:
         before = case.model.SerializeToString(deterministic=True)
         make = feeds or self.whole_feeds
         everywhere = [make(case.model, sizes) for sizes in (case.sizes, *also)]
-        masked = _session(self.masked(case))
+        masked = self._open(self.masked(case))
         whole = [_run(masked, {**fed, **self.masks(case, {})}) for fed in everywhere]
-        plain = _session(case.model)
+        plain = self._open(case.model)
         for fed, expected in zip(everywhere, whole, strict=True):
             _assert_close(_run(plain, fed), expected, 0.0, "masks of ones change nothing")
         live: set[str] = set()
         for removed in self.removals(case):
             result = remove_channels(case.model, case.coupling, removed)
             self.assert_valid(case, result, removed)
-            session = _session(result)
+            session = self._open(result)
             for fed, untouched in zip(everywhere, whole, strict=True):
                 expected = _run(masked, {**fed, **self.masks(case, removed)})
                 _assert_close(_run(session, fed), expected, tolerance, f"removed {removed}")
                 if not all(map(np.array_equal, expected, untouched)):
                     live |= set(removed)
         # The engine's own reference, with which it proves its results to users, is right, too.
-        zeroed = _session(zero_channels(case.model, case.coupling, removed))
+        zeroed = self._open(zero_channels(case.model, case.coupling, removed))
         for fed in everywhere:
             expected = _run(masked, {**fed, **self.masks(case, removed)})
             _assert_close(_run(zeroed, fed), expected, 0.0, f"zeroed {removed}")
@@ -350,16 +350,6 @@ def _some(group: Group, generator: np.random.Generator) -> list[int]:
     return sorted(generator.permutation(group.width)[:count].tolist())
 
 
-def _session(model: onnx.ModelProto) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    return ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-
-
 def _run(session: ort.InferenceSession, feeds: Feeds) -> list[np.ndarray]:
     return list(session.run(None, feeds))
 
@@ -410,6 +400,6 @@ def _unused(model: onnx.ModelProto) -> set[str]:
 
 
 @pytest.fixture(scope="session")
-def pruning() -> Pruning:
+def pruning(unoptimised: Any) -> Pruning:
     """The oracle: `pruning.check(model, ...)` couples, removes and compares."""
-    return Pruning()
+    return Pruning(unoptimised)

@@ -21,15 +21,36 @@ def _subgraph(name: str, nodes: list[onnx.NodeProto], output: str) -> onnx.Graph
     return helper.make_graph(nodes, name, [], [value])
 
 
+def _branches(tensor: str) -> dict[str, onnx.GraphProto]:
+    """Of an If: the tensor's magnitude, or its negative."""
+    return {
+        "then_branch": _subgraph("then", [helper.make_node("Abs", [tensor], ["t"], name="t")], "t"),
+        "else_branch": _subgraph("else", [helper.make_node("Neg", [tensor], ["e"], name="e")], "e"),
+    }
+
+
+def _body(inside: onnx.NodeProto, carried: str, shape: list[int]) -> onnx.GraphProto:
+    """Of a Loop that never stops early: `inside` makes CARRIED_out of CARRIED_in."""
+    return helper.make_graph(
+        [inside, helper.make_node("Identity", ["go_in"], ["go_out"], name="on")],
+        "body",
+        [
+            helper.make_tensor_value_info("step", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_in", TensorProto.BOOL, []),
+            helper.make_tensor_value_info(f"{carried}_in", TensorProto.FLOAT, shape),
+        ],
+        [
+            helper.make_tensor_value_info("go_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info(f"{carried}_out", TensorProto.FLOAT, shape),
+        ],
+    )
+
+
 def test_if_that_captures_a_tensor(sketch: Any, pruning: Any, extents: Any) -> None:
     s, c = sketch(), extents.inner
     _, a = _chain(s, extents)
     flag = s.input([], "flag", TensorProto.BOOL)
-    branches = {
-        "then_branch": _subgraph("then", [helper.make_node("Abs", [a], ["t"], name="t")], "t"),
-        "else_branch": _subgraph("else", [helper.make_node("Neg", [a], ["e"], name="e")], "e"),
-    }
-    picked = s.add("If", flag, name="branch", **branches)
+    picked = s.add("If", flag, name="branch", **_branches(a))
     b = s.conv(a, c, 5, name="second")
     y = s.conv(s.add("Relu", b), 5, 4, name="third")
     end = s.add("ReduceSum", picked, keepdims=0)
@@ -44,11 +65,7 @@ def test_if_whose_result_feeds_a_layer(sketch: Any, pruning: Any, extents: Any) 
     s, c = sketch(), extents.inner
     _, a = _chain(s, extents)
     flag = s.input([], "flag", TensorProto.BOOL)
-    branches = {
-        "then_branch": _subgraph("then", [helper.make_node("Abs", [a], ["t"], name="t")], "t"),
-        "else_branch": _subgraph("else", [helper.make_node("Neg", [a], ["e"], name="e")], "e"),
-    }
-    picked = s.add("If", flag, name="branch", **branches)
+    picked = s.add("If", flag, name="branch", **_branches(a))
     y = s.conv(picked, c, extents.outer, name="second")
     pruning.check(s.model(y), widths={}, refused={"first": "subgraph"})
 
@@ -58,11 +75,7 @@ def test_if_decided_by_a_channel(sketch: Any, pruning: Any) -> None:
     x = s.input([2, 3])
     a = s.add("Gemm", x, s.whole([3, 4]), s.whole([4]), name="first")
     flag = s.add("Greater", s.add("ReduceMax", a, name="most", keepdims=0), s.constant(0.0))
-    branches = {
-        "then_branch": _subgraph("then", [helper.make_node("Abs", [x], ["t"], name="t")], "t"),
-        "else_branch": _subgraph("else", [helper.make_node("Neg", [x], ["e"], name="e")], "e"),
-    }
-    y = s.add("If", flag, name="branch", **branches)
+    y = s.add("If", flag, name="branch", **_branches(x))
     pruning.check(s.model(y), widths={}, refused={"first": ["'most'"]})
 
 
@@ -70,26 +83,11 @@ def test_loop_that_captures_a_tensor(sketch: Any, pruning: Any, extents: Any) ->
     s, c = sketch(), extents.inner
     _, a = _chain(s, extents)
     shape = [extents.batch, c, extents.height, extents.width]
-    body = helper.make_graph(
-        [
-            helper.make_node("Add", ["total_in", a], ["total_out"], name="inside"),
-            helper.make_node("Identity", ["go_in"], ["go_out"], name="on"),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("step", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go_in", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("total_in", TensorProto.FLOAT, shape),
-        ],
-        [
-            helper.make_tensor_value_info("go_out", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("total_out", TensorProto.FLOAT, shape),
-        ],
-    )
+    inside = helper.make_node("Add", ["total_in", a], ["total_out"], name="inside")
     start = s.constant(np.zeros([1, 1, 1, 1]))
     start = s.add("Expand", start, s.constant(shape, dtype=np.int64))
     trips, go = s.constant(2, dtype=np.int64), s.constant(True, dtype=np.bool_)
-    total = s.add("Loop", trips, go, start, name="loop", body=body)
+    total = s.add("Loop", trips, go, start, name="loop", body=_body(inside, "total", shape))
     b = s.conv(a, c, 5, name="second")
     y = s.conv(s.add("Relu", b), 5, 4, name="third")
     end = s.add("ReduceSum", total, keepdims=0)
@@ -101,24 +99,9 @@ def test_loop_that_carries_a_tensor(sketch: Any, pruning: Any, extents: Any) -> 
     s, c = sketch(), extents.inner
     _, a = _chain(s, extents)
     shape = [extents.batch, c, extents.height, extents.width]
-    body = helper.make_graph(
-        [
-            helper.make_node("Abs", ["carried_in"], ["carried_out"], name="inside"),
-            helper.make_node("Identity", ["go_in"], ["go_out"], name="on"),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("step", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go_in", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("carried_in", TensorProto.FLOAT, shape),
-        ],
-        [
-            helper.make_tensor_value_info("go_out", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("carried_out", TensorProto.FLOAT, shape),
-        ],
-    )
+    inside = helper.make_node("Abs", ["carried_in"], ["carried_out"], name="inside")
     trips, go = s.constant(2, dtype=np.int64), s.constant(True, dtype=np.bool_)
-    b = s.add("Loop", trips, go, a, name="loop", body=body)
+    b = s.add("Loop", trips, go, a, name="loop", body=_body(inside, "carried", shape))
     y = s.conv(b, c, extents.outer, name="second")
     model = s.model(y, **{y: [extents.batch, extents.outer, extents.height, extents.width]})
     pruning.check(model, widths={}, refused={"first": "Loop 'loop'"})
@@ -129,11 +112,7 @@ def test_weight_that_a_subgraph_reads_too(sketch: Any, pruning: Any, extents: An
     weight = s.whole([c, extents.source, 1, 1], "weight")
     a = s.add("Conv", s.input(extents.image), weight, name="first")
     flag = s.input([], "flag", TensorProto.BOOL)
-    branches = {
-        "then_branch": _subgraph("then", [helper.make_node("Abs", [weight], ["t"], name="t")], "t"),
-        "else_branch": _subgraph("else", [helper.make_node("Neg", [weight], ["e"], name="e")], "e"),
-    }
-    shown = s.add("If", flag, name="branch", **branches)
+    shown = s.add("If", flag, name="branch", **_branches(weight))
     y = s.conv(s.add("Relu", a), c, extents.outer, name="second")
     pruning.check(s.model(y, shown), widths={"first": c})
 

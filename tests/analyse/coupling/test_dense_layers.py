@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 C_SHAPES = {
@@ -123,25 +122,6 @@ def test_matmul_with_the_constant_on_the_left_is_a_barrier(sketch: Any, pruning:
     pruning.check(s.model(y), widths={}, refused={"first": "MatMul 'second'"})
 
 
-def _dequantised(
-    s: Any, shape: list[int], axis: int | None, *, opset: int, zero_point: bool = True
-) -> str:
-    kind = {"dtype": np.int8}
-    count = [] if axis is None else [shape[axis]]
-    operands = [s.whole(shape, low=-3, high=3, **kind), s.constant(2.0 ** s_range(count))]
-    if zero_point:
-        operands.append(
-            s.whole(count, low=-2, high=2, **kind) if count else s.constant(1, dtype=np.int8)
-        )
-    more = {} if axis is None or opset < 13 else {"axis": axis}
-    return str(s.add("DequantizeLinear", *operands, **more))
-
-
-def s_range(count: list[int]) -> np.ndarray:
-    """Exponents -1, 0, 1, -1, ... so that scales are powers of two."""
-    return np.arange(count[0]) % 3 - 1.0 if count else np.array(-1.0)
-
-
 @pytest.mark.parametrize("axis", [None, 0, 1])
 def test_dequantised_matmul_takes_constant_channels(
     sketch: Any, pruning: Any, axis: int | None
@@ -151,9 +131,9 @@ def test_dequantised_matmul_takes_constant_channels(
         a = s.add(
             "MatMul",
             s.input([2, source]),
-            _dequantised(s, [source, inner], axis, opset=17),
+            s.dequantised([source, inner], axis),
             name="first",
         )
         a = s.add("Add", a, s.whole([inner], low=-3, high=3))
-        y = s.add("MatMul", a, _dequantised(s, [inner, outer], axis, opset=17), name="second")
+        y = s.add("MatMul", a, s.dequantised([inner, outer], axis), name="second")
         pruning.check(s.model(y), widths={"first": inner})

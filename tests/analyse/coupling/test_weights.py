@@ -70,25 +70,6 @@ def test_one_weight_behind_two_identities(sketch: Any, pruning: Any) -> None:
     pruning.check(s.model(*ends))
 
 
-def _dequantised(
-    s: Any, shape: list[int], axis: int | None, *, opset: int, zero_point: bool = True
-) -> str:
-    kind = {"dtype": np.int8}
-    count = [] if axis is None else [shape[axis]]
-    operands = [s.whole(shape, low=-3, high=3, **kind), s.constant(2.0 ** s_range(count))]
-    if zero_point:
-        operands.append(
-            s.whole(count, low=-2, high=2, **kind) if count else s.constant(1, dtype=np.int8)
-        )
-    more = {} if axis is None or opset < 13 else {"axis": axis}
-    return str(s.add("DequantizeLinear", *operands, **more))
-
-
-def s_range(count: list[int]) -> np.ndarray:
-    """Exponents -1, 0, 1, -1, ... so that scales are powers of two."""
-    return np.arange(count[0]) % 3 - 1.0 if count else np.array(-1.0)
-
-
 @pytest.mark.parametrize(
     ("opset", "axis"), [(10, None), (13, None), (13, 0), (13, 1), (19, 0), (23, 0)]
 )
@@ -97,9 +78,9 @@ def test_weight_behind_a_dequantize(
     sketch: Any, pruning: Any, extents: Any, opset: int, axis: int | None, *, zero_point: bool
 ) -> None:
     s, c = sketch(opset), extents.inner
-    w = _dequantised(s, [c, extents.source, 1, 1], axis, opset=opset, zero_point=zero_point)
+    w = s.dequantised([c, extents.source, 1, 1], axis, zero_point=zero_point)
     a = s.add("Conv", s.input(extents.image), w, s.whole([c]), name="first")
-    v = _dequantised(s, [extents.outer, c, 3, 3], axis, opset=opset, zero_point=zero_point)
+    v = s.dequantised([extents.outer, c, 3, 3], axis, zero_point=zero_point)
     y = s.add("Conv", s.add("Relu", a), v, s.whole([extents.outer]), name="second")
     pruning.check(s.model(y), widths={"first": c})
 
@@ -107,10 +88,8 @@ def test_weight_behind_a_dequantize(
 def test_dequantised_bias(sketch: Any, pruning: Any) -> None:
     # Quantised models keep biases as int32 behind a DequantizeLinear.
     s = sketch()
-    w = _dequantised(s, [6, 3, 1, 1], 0, opset=17)
-    bias = s.add(
-        "DequantizeLinear", s.whole([6], dtype=np.int32), s.constant(2.0 ** s_range([6])), axis=0
-    )
+    w = s.dequantised([6, 3, 1, 1], 0)
+    bias = s.add("DequantizeLinear", s.whole([6], dtype=np.int32), s.scales([6]), axis=0)
     a = s.add("Conv", s.input([2, 3, 5, 7]), w, bias, name="first")
     y = s.conv(s.add("Relu", a), 6, 4, name="second")
     pruning.check(s.model(y), widths={"first": 6})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,8 @@ import onnx
 import pytest
 
 from onnxcompress.analyse.activations import ChannelStatistics
-from onnxcompress.analyse.facts import Facts, analyse
-from onnxcompress.graph.infer import with_value_info
+from onnxcompress.analyse.facts import Facts
 from onnxcompress.plan.channels.damage import channel_damage
-
-HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
 
 
 class Moments:
@@ -33,17 +30,6 @@ class Moments:
             square = mean**2 + generator.uniform(0.1, 2.0, extent)
             self.given[name] = ChannelStatistics(mean, square, np.ones(extent), 100)
         return {name: self.given[name] for name in axes}
-
-
-def facts_of(text: str, size: tuple[int, ...], **shapes: Any) -> Facts:
-    model = onnx.parser.parse_model(HEAD + text)
-    generator = np.random.default_rng(1)
-    for name, given in shapes.items():
-        values = given
-        if isinstance(given, tuple):
-            values = generator.standard_normal(given).astype(np.float32)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values), name))
-    return analyse(with_value_info(model), {"x": size})
 
 
 IMAGE = "net (float[N, 3, 4, 5] x) => (float[N, C, H, W] y) { "
@@ -68,60 +54,97 @@ def rows(weight: np.ndarray) -> Weights:
             yield i, float(value)
 
 
-CASES: dict[str, tuple[Facts, Any]] = {
+CASES: dict[str, tuple[Callable[[Any], Facts], Any]] = {
     "Conv": (
-        facts_of(IMAGE + ONE + "[last] y = Conv <kernel_shape = [3, 2]> (b, w1) }", SIZE,
-                 w0=(6, 3, 1, 1), w1=(4, 6, 3, 2)),
+        lambda facts_of: facts_of(
+            IMAGE + ONE + "[last] y = Conv <kernel_shape = [3, 2]> (b, w1) }",
+            SIZE,
+            w0=(6, 3, 1, 1),
+            w1=(4, 6, 3, 2),
+        ),
         conv,
     ),
     "Conv, equal extents": (
-        facts_of(IMAGE + ONE + "[last] y = Conv <kernel_shape = [3, 3]> (b, w1) }", SIZE,
-                 w0=(3, 3, 1, 1), w1=(3, 3, 3, 3)),
+        lambda facts_of: facts_of(
+            IMAGE + ONE + "[last] y = Conv <kernel_shape = [3, 3]> (b, w1) }",
+            SIZE,
+            w0=(3, 3, 1, 1),
+            w1=(3, 3, 3, 3),
+        ),
         conv,
     ),
     "grouped Conv": (
-        facts_of(IMAGE + ONE + "[last] y = Conv <kernel_shape = [1, 2], group = 2> (b, w1) }",
-                 SIZE, w0=(6, 3, 1, 1), w1=(4, 3, 1, 2)),
+        lambda facts_of: facts_of(
+            IMAGE + ONE + "[last] y = Conv <kernel_shape = [1, 2], group = 2> (b, w1) }",
+            SIZE,
+            w0=(6, 3, 1, 1),
+            w1=(4, 3, 1, 2),
+        ),
         lambda weight: conv(weight, 2),
     ),
     "ConvTranspose": (
         # What remains behind Sigmoid would reach the edges unevenly: ReLU leaves zero.
-        facts_of(IMAGE + ONE.replace("Sigmoid", "Relu")
-                 + "[last] y = ConvTranspose <kernel_shape = [3, 2]> (b, w1) }", SIZE,
-                 w0=(6, 3, 1, 1), w1=(6, 4, 3, 2)),
+        lambda facts_of: facts_of(
+            IMAGE
+            + ONE.replace("Sigmoid", "Relu")
+            + "[last] y = ConvTranspose <kernel_shape = [3, 2]> (b, w1) }",
+            SIZE,
+            w0=(6, 3, 1, 1),
+            w1=(6, 4, 3, 2),
+        ),
         rows,
     ),
     "grouped ConvTranspose": (
-        facts_of(IMAGE + ONE.replace("Sigmoid", "Relu")
-                 + "[last] y = ConvTranspose <kernel_shape = [1, 1], group = 2> (b, w1) }", SIZE,
-                 w0=(6, 3, 1, 1), w1=(6, 2, 1, 1)),
+        lambda facts_of: facts_of(
+            IMAGE
+            + ONE.replace("Sigmoid", "Relu")
+            + "[last] y = ConvTranspose <kernel_shape = [1, 1], group = 2> (b, w1) }",
+            SIZE,
+            w0=(6, 3, 1, 1),
+            w1=(6, 2, 1, 1),
+        ),
         rows,
     ),
     "Gemm": (
-        facts_of("net (float[N, 3] x) => (float[N, 4] y) { [one] a = MatMul (x, w0)"
-                 " [r] b = Sigmoid (a) [last] y = Gemm (b, w1) }", (2, 3), w0=(3, 6), w1=(6, 4)),
+        lambda facts_of: facts_of(
+            "net (float[N, 3] x) => (float[N, 4] y) { [one] a = MatMul (x, w0)"
+            " [r] b = Sigmoid (a) [last] y = Gemm (b, w1) }",
+            (2, 3),
+            w0=(3, 6),
+            w1=(6, 4),
+        ),
         rows,
     ),
     "Gemm, transB": (
-        facts_of("net (float[N, 3] x) => (float[N, 4] y) { [one] a = MatMul (x, w0) [r] b ="
-                 " Sigmoid (a) [last] y = Gemm <transB = 1, alpha = 0.5> (b, w1) }", (2, 3),
-                 w0=(3, 6), w1=(4, 6)),
+        lambda facts_of: facts_of(
+            "net (float[N, 3] x) => (float[N, 4] y) { [one] a = MatMul (x, w0) [r] b ="
+            " Sigmoid (a) [last] y = Gemm <transB = 1, alpha = 0.5> (b, w1) }",
+            (2, 3),
+            w0=(3, 6),
+            w1=(4, 6),
+        ),
         lambda weight: rows(weight.T),
     ),
     "flattened": (
-        facts_of("net (float[N, 3, 2, 2] x) => (float[N, 4] y) {" + ONE
-                 + "[flat] c = Flatten (b) [last] y = MatMul (c, w1) }", (1, 3, 2, 2),
-                 w0=(5, 3, 1, 1), w1=(20, 4)),
+        lambda facts_of: facts_of(
+            "net (float[N, 3, 2, 2] x) => (float[N, 4] y) {"
+            + ONE
+            + "[flat] c = Flatten (b) [last] y = MatMul (c, w1) }",
+            (1, 3, 2, 2),
+            w0=(5, 3, 1, 1),
+            w1=(20, 4),
+        ),
         rows,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("data", [True, False], ids=["with data", "weights alone"])
 @pytest.mark.parametrize("name", CASES)
-def test_the_formula(name: str, *, data: bool) -> None:
+def test_the_formula(facts_of: Any, name: str, *, data: bool) -> None:
     """sum |W[:, c]|^2 E[(x_c - v_c)^2] over all positions of a channel, relative to all."""
-    facts, each = CASES[name]
+    make, each = CASES[name]
+    facts = make(facts_of)
     collect = Moments(facts.shapes())
     if data:
         facts = facts.with_activations(collect)
@@ -149,7 +172,7 @@ def test_the_formula(name: str, *, data: bool) -> None:
     assert sum(expected) == pytest.approx(1.0, rel=1e-12)
 
 
-def test_a_consumer_without_a_response_counts_for_nothing() -> None:
+def test_a_consumer_without_a_response_counts_for_nothing(facts_of: Any) -> None:
     facts = facts_of(
         IMAGE + ONE + "[last] y = Conv <kernel_shape = [1, 1]> (b, w1) }",
         SIZE,
@@ -160,7 +183,7 @@ def test_a_consumer_without_a_response_counts_for_nothing() -> None:
     assert channel_damage(facts, coupling, coupling.group("one")).tolist() == [0.0] * 4
 
 
-def test_what_is_removed_without_correlations_costs_what_is_predicted() -> None:
+def test_what_is_removed_without_correlations_costs_what_is_predicted(facts_of: Any) -> None:
     """Independent inputs, one output position: the measured relative error is the prediction."""
     facts = facts_of(
         "net (float[N, 4] x) => (float[N, 3] y) { [one] a = MatMul (x, w0) [r] b = Relu (a)"

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from onnxcompress.analyse.facts import Facts, analyse
-from onnxcompress.graph.infer import with_value_info
+from onnxcompress.analyse.facts import Facts
 from onnxcompress.plan.channels.excerpt import excerpts
 from onnxcompress.plan.channels.plan_cuts import plan_cuts
 from onnxcompress.plan.channels.remove import remove_channels
-
-HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
-
-
-def facts_of(text: str, size: tuple[int, ...], **shapes: Any) -> Facts:
-    model = onnx.parser.parse_model(HEAD + text)
-    generator = np.random.default_rng(1)
-    for name, given in shapes.items():
-        values = given
-        if isinstance(given, tuple):
-            values = generator.standard_normal(given).astype(np.float32)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values), name))
-    return analyse(with_value_info(model), {"x": size})
-
 
 RESIDUAL = """net (float[N, 3, 6, 7] x) => (float[N, 5, 6, 7] y) {
     [stem] a = Conv <kernel_shape = [1, 1]> (x, w0, b0) [r0] b = Relu (a)
@@ -46,36 +32,64 @@ JOINED = """net (float[N, 3, 6, 7] x) => (float[N, 5, 8, 9] y) {
     [join] c = Concat <axis = 1> (a, b) [r0] d = Relu (c)
     [last] y = ConvTranspose <kernel_shape = [3, 3]> (d, w2) }"""
 
-CASES: dict[str, tuple[Facts, dict[str, list[int]], dict[str, int]]] = {
+CASES: dict[str, tuple[Callable[[Any], Facts], dict[str, list[int]], dict[str, int]]] = {
     "residual": (
-        facts_of(RESIDUAL, (2, 3, 6, 7), w0=(9, 3, 1, 1), b0=(9,), w1=(8, 9, 3, 3), b1=(8,),
-                 w2=(9, 8, 1, 1), w3=(5, 9, 1, 1)),
+        lambda facts_of: facts_of(
+            RESIDUAL,
+            (2, 3, 6, 7),
+            w0=(9, 3, 1, 1),
+            b0=(9,),
+            w1=(8, 9, 3, 3),
+            b1=(8,),
+            w2=(9, 8, 1, 1),
+            w3=(5, 9, 1, 1),
+        ),
         {"stem": [0, 4, 8], "c1": [1, 2]},
         {"stem": 6, "c1": 6, "c2": 6, "last": 5},
     ),
     "residual, equal": (
-        facts_of(RESIDUAL.replace("[N, 5", "[N, 6"), (6, 3, 6, 7), w0=(6, 3, 1, 1), b0=(6,),
-                 w1=(6, 6, 3, 3), b1=(6,), w2=(6, 6, 1, 1), w3=(6, 6, 1, 1)),
+        lambda facts_of: facts_of(
+            RESIDUAL.replace("[N, 5", "[N, 6"),
+            (6, 3, 6, 7),
+            w0=(6, 3, 1, 1),
+            b0=(6,),
+            w1=(6, 6, 3, 3),
+            b1=(6,),
+            w2=(6, 6, 1, 1),
+            w3=(6, 6, 1, 1),
+        ),
         {"stem": [0, 4], "c1": [1, 2, 5]},
         {"stem": 4, "c1": 3, "c2": 4, "last": 6},
     ),
     "depthwise": (
-        facts_of(DEPTHWISE, (1, 3, 6, 7), w0=(8, 3, 1, 1), w1=(8, 1, 3, 3), b1=(8,),
-                 w2=(5, 8, 1, 1), low=np.float32(-1), high=np.float32(1)),
+        lambda facts_of: facts_of(
+            DEPTHWISE,
+            (1, 3, 6, 7),
+            w0=(8, 3, 1, 1),
+            w1=(8, 1, 3, 3),
+            b1=(8,),
+            w2=(5, 8, 1, 1),
+            low=np.float32(-1),
+            high=np.float32(1),
+        ),
         {"one": [3, 5, 6]},
         {"one": 5, "dw": 5, "last": 5},
     ),
     "flattened": (
-        facts_of(DENSE, (2, 3, 2, 2), w0=(4, 3, 1, 1), w1=(7, 16), b1=(7,), w2=(7, 5)),
+        lambda facts_of: facts_of(
+            DENSE, (2, 3, 2, 2), w0=(4, 3, 1, 1), w1=(7, 16), b1=(7,), w2=(7, 5)
+        ),
         {"conv": [2], "fc": [0, 6]},
         {"conv": 3, "fc": 5, "out": 5},
     ),
     "joined": (
-        facts_of(JOINED, (1, 3, 6, 7), w0=(4, 3, 1, 1), w1=(3, 3, 1, 1), w2=(7, 5, 3, 3)),
+        lambda facts_of: facts_of(
+            JOINED, (1, 3, 6, 7), w0=(4, 3, 1, 1), w1=(3, 3, 1, 1), w2=(7, 5, 3, 3)
+        ),
         {"one": [0], "two": [2]},
         {"one": 3, "two": 2, "last": 5},
     ),
-}  # fmt: skip
+}
 
 
 def shapes_of(model: onnx.ModelProto, kit: Any) -> list[tuple[int, ...]]:
@@ -94,9 +108,10 @@ def shapes_of(model: onnx.ModelProto, kit: Any) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_excerpts_run_and_have_the_cut_shapes(kit: Any, name: str) -> None:
+def test_excerpts_run_and_have_the_cut_shapes(kit: Any, facts_of: Any, name: str) -> None:
     """Every layer that changes comes once, as it is and as it is in the smaller network."""
-    facts, removed, widths = CASES[name]
+    make, removed, widths = CASES[name]
+    facts = make(facts_of)
     coupling = facts.coupling()
     edits = plan_cuts(facts.view, coupling, removed)
     pairs = excerpts(facts.view, coupling, coupling.classes(removed), edits, facts.shapes())
@@ -121,16 +136,17 @@ def test_excerpts_run_and_have_the_cut_shapes(kit: Any, name: str) -> None:
         assert np.array_equal(found, expected)
 
 
-def test_what_does_not_change_is_not_timed() -> None:
-    facts, _, _ = CASES["residual"]
+def test_what_does_not_change_is_not_timed(facts_of: Any) -> None:
+    facts = CASES["residual"][0](facts_of)
     coupling, removed = facts.coupling(), {"c1": [0]}
     edits = plan_cuts(facts.view, coupling, removed)
     pairs = excerpts(facts.view, coupling, coupling.classes(removed), edits, facts.shapes())
     assert [before.graph.node[0].name for before, _ in pairs] == ["c1", "c2"]
 
 
-def test_the_model_is_not_changed() -> None:
-    for facts, removed, _ in CASES.values():
+def test_the_model_is_not_changed(facts_of: Any) -> None:
+    for make, removed, _ in CASES.values():
+        facts = make(facts_of)
         before = facts.model.SerializeToString()
         coupling = facts.coupling()
         edits = plan_cuts(facts.view, coupling, removed)
