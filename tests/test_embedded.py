@@ -15,10 +15,19 @@ import onnxcompress
 from onnxcompress.embedded import DEFAULT_ROOTS, embedded, embedded_names, search_roots
 from onnxcompress.errors import ModelError, UsageError
 
-SHIPPED = ("digits_cnn.onnx", "digits_test.npz", "digits_train.npz", "vgg_tiny.onnx")
+SHIPPED = (
+    "digits_cnn.onnx",
+    "digits_test.npz",
+    "digits_train.npz",
+    "lenet5_caffe.onnx",
+    "lenet_300_100.onnx",
+    "vgg_tiny.onnx",
+)
 # Each network: the shape of its images, and its convolutions in order.
 NETWORKS = {
     "digits_cnn.onnx": ((1, 8, 8), ["conv1", "conv2", "conv3", "conv4", "conv5"]),
+    "lenet5_caffe.onnx": ((1, 28, 28), ["conv1", "conv2"]),
+    "lenet_300_100.onnx": ((1, 28, 28), []),
     "vgg_tiny.onnx": ((1, 28, 28), ["conv1", "conv2", "conv3"]),
 }
 # Of different lengths, with a byte that text mode would convert.
