@@ -47,6 +47,7 @@ def compress(
     shapes: Mapping[str, Sequence[int]] | Iterable[str] = (),
     batch: int | None = None,
     gate: bool | None = None,
+    repair: str = "refit",
     exclude: Iterable[str] = (),
     plan: str | Path | None = None,
     run_dir: str | Path | None = None,
@@ -75,6 +76,8 @@ def compress(
         batch: batch at which a dynamic first dimension is measured.
         gate: time every rewrite and keep the faster ones; default: yes, unless the only targets
             are MACs, parameters or size.
+        repair: fit the layers behind lossy rewrites again on `data`: refit (their weights), scale
+            (only a scale and a bias per channel) or off.
         exclude: regular expressions of node names to leave alone.
         plan: replay this plan file.
         run_dir: folder that keeps measured latencies and the plan.
@@ -107,6 +110,7 @@ def compress(
         shapes=sizes,
         batch=batch,
         gate=gate,
+        repair=repair,
         exclude=tuple(exclude),
         plan=Path(plan) if plan is not None else None,
         run=Path(run_dir) if run_dir is not None else None,

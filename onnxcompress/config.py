@@ -15,6 +15,7 @@ from onnxcompress.runtime import Execution
 
 DEFAULT_MAX_DROP = 1.0
 DEFAULT_MIN_SNR = 30.0
+REPAIRS = ("refit", "scale", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class Config:
         shapes: representative sizes by input name.
         batch: batch size at which a dynamic batch is measured.
         gate: time every rewrite and keep the faster ones; None decides by the targets.
+        repair: how layers behind lossy rewrites are fitted again on calibration inputs: refit,
+            scale (a scale and a bias per channel), or off.
         exclude: regular expressions of node names to leave alone.
         plan: replay this plan file instead of planning.
         run: folder for the journal (plan, latency table).
@@ -54,6 +57,7 @@ class Config:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     batch: int | None = None
     gate: bool | None = None
+    repair: str = "refit"
     exclude: tuple[str, ...] = ()
     plan: Path | None = None
     run: Path | None = None
@@ -72,6 +76,8 @@ class Config:
             raise UsageError(f"--batch must be at least 1, not {self.batch}")
         if self.gate is False and "latency" in self.targets:
             raise UsageError("a latency target needs the latency gate: leave out --gate off")
+        if self.repair not in REPAIRS:
+            raise UsageError(f"--repair '{self.repair}' is none of {', '.join(REPAIRS)}")
         if not self.passes and self.plan is None:
             raise UsageError("no pass to apply: give --pass NAME, or leave it out for all of them")
         names = [p.name for p in self.passes]

@@ -19,7 +19,7 @@ from onnxcompress.load.source import ModelSource, Source, read_source
 from onnxcompress.load.trust import trusted
 from onnxcompress.plan.plan import Plan
 from onnxcompress.planning import Planner
-from onnxcompress.progress import Progress, Silent
+from onnxcompress.progress import Progress, Silent, Timekeeper
 from onnxcompress.report.build import build_report
 from onnxcompress.rewrite.manager import Rewritten, rewrite
 from onnxcompress.rewrite.proof import Bench, prove
@@ -73,7 +73,8 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
             `report` holds the report of the best attempt, if there was one.
         OnnxCompressError: whatever else is wrong, with its exit code.
     """
-    progress = progress or Silent()
+    clock = Timekeeper(progress or Silent())
+    progress = clock
     prepared = prepare(source, config, progress)
     planner = Planner(prepared.facts, prepared.inputs, config, prepared.source, progress)
     metric = verdict_metric(prepared)
@@ -97,8 +98,11 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         demand_gain(plan, planner)
         for refusal in rewritten.rolled_back:
             progress.note(f"node '{refusal.node}': {refusal.reason}")
+        progress.stage("repair")
+        repaired = planner.repaired(rewritten)
+        result = repaired.model if repaired is not None else rewritten.model
         progress.stage("verify accuracy")
-        accuracy = _accuracy(prepared, rewritten.model, bounds, metric, progress)
+        accuracy = _accuracy(prepared, result, bounds, metric, progress)
         last = attempt == _MAX_ATTEMPTS
         if not accuracy.ok and not last and planner.tighten_accuracy():
             progress.note(f"attempt {attempt}: {accuracy.words}")
@@ -107,7 +111,7 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         verdict = verify(
             prepared.source.model,
             prepared.facts,
-            rewritten.model,
+            result,
             accuracy,
             bounds,
             config.execution,
@@ -130,10 +134,13 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         seed=config.seed,
         consulted=attempt,
         proofs=rewritten.proofs,
-        result=rewritten.model,
+        result=result,
+        repaired=repaired,
+        repair=planner.mender,
+        seconds=clock.seconds(),
     )
     if verdict.ok:
-        return Result(rewritten.model, plan, report, verdict)
+        return Result(result, plan, report, verdict)
     raise bound_error(verdict, report)
 
 
@@ -188,7 +195,12 @@ def prepare(source: ModelSource, config: Config, progress: Progress) -> Prepared
     facts = analyse(canonical.model, sizes, excluded=config.excluded(names))
     if inputs.calibration is not None:
         facts = with_collectors(
-            facts, inputs.calibration, config.execution, config.seed, progress=progress
+            facts,
+            inputs.calibration,
+            config.execution,
+            config.seed,
+            cache=config.run / "moments" if config.run is not None else None,
+            progress=progress,
         )
     for note in canonical.notes:
         progress.note(note)

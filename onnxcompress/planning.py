@@ -28,6 +28,7 @@ from onnxcompress.plan.channels.known import remember_coupling
 from onnxcompress.plan.contract import Candidate, Pass, Refusal
 from onnxcompress.plan.counted import for_counted_targets, with_or_without_branches
 from onnxcompress.plan.gate import Key, gate, nothing_to_save
+from onnxcompress.plan.known_moments import remember_facts
 from onnxcompress.plan.options import Options, collect
 from onnxcompress.plan.plan import Plan, described, read_plan
 from onnxcompress.plan.search import (
@@ -42,7 +43,9 @@ from onnxcompress.plan.search import (
     within_budget,
 )
 from onnxcompress.progress import Progress
-from onnxcompress.rewrite.manager import rewrite
+from onnxcompress.rewrite.manager import Rewritten, rewrite
+from onnxcompress.rewrite.mender import Mender
+from onnxcompress.rewrite.repair import Repaired
 from onnxcompress.trial import CalibrationTrial
 from onnxcompress.verify.accuracy import Bounds
 from onnxcompress.verify.verdict import Verdict
@@ -82,9 +85,26 @@ class Planner:
             self._check_replay(self._replay)
         self._owners = owners
         self.passes = {owner.name: owner for owner in owners}
-        self._trial = CalibrationTrial(
-            facts.model, facts.total().macs, inputs.calibration, self.passes, self.memo, config
+        self.mender = Mender(
+            facts,
+            inputs.calibration,
+            self.passes,
+            self.memo,
+            config.execution,
+            config.seed,
+            config.repair,
+            progress,
         )
+        self._trial = CalibrationTrial(
+            facts.model,
+            facts.total().macs,
+            inputs.calibration,
+            self.passes,
+            self.memo,
+            config,
+            self.mender,
+        )
+        remember_facts(facts, self.memo)
 
     @property
     def bounds(self) -> Bounds:
@@ -116,6 +136,19 @@ class Planner:
             gate=self._config.gated,
             notes=(*choice.notes, *(() if self._config.gated else (_UNGATED,))),
         )
+
+    def repaired(self, rewritten: Rewritten) -> Repaired | None:
+        """The rewritten model repaired; None where there is nothing to repair or nothing gained."""
+        found = self.mender(rewritten.model, rewritten.applied)
+        if found is None:
+            return None
+        before, after = (self._trial.error(m) for m in (rewritten.model, found.model))
+        if after <= before:
+            return found
+        self._progress.note(
+            f"repair is left out: the outputs' error would rise from {before:.3g} to {after:.3g}"
+        )
+        return None
 
     def tighten_accuracy(self) -> bool:
         """Spend less damage next time; False when there is nothing left to give up."""

@@ -16,6 +16,7 @@ from onnxcompress.graph.memo import Memo
 from onnxcompress.plan.contract import Candidate, Pass
 from onnxcompress.plan.search import Outcome
 from onnxcompress.rewrite.manager import rewrite
+from onnxcompress.rewrite.mender import Mender
 from onnxcompress.verify.compare import compare
 from onnxcompress.verify.metrics import Metric, parse_metric
 
@@ -40,6 +41,7 @@ class CalibrationTrial:
         passes: the passes by name.
         memo: decompositions shared with other rewrites of the same model.
         config: bounds, metric, provider and seed.
+        mender: repairs what is tried, as the result will be.
     """
 
     model: onnx.ModelProto
@@ -48,6 +50,7 @@ class CalibrationTrial:
     passes: Mapping[str, Pass[Any]]
     memo: Memo
     config: Config
+    mender: Mender
 
     def __call__(self, chosen: tuple[Candidate[Any], ...], *, probe: bool = False) -> Outcome:
         """Try a choice; a probe uses fewer inputs and judges nothing.
@@ -57,10 +60,13 @@ class CalibrationTrial:
             PassError: a rewrite fails.
         """
         data = self._samples(probe=probe)
-        result = rewrite(self.model, chosen, self.passes, strict=True, memo=self.memo)
+        model = rewrite(self.model, chosen, self.passes, strict=True, memo=self.memo).model
+        if not probe:
+            repaired = self.mender(model, chosen, briefly=True)
+            model = repaired.model if repaired is not None else model
         comparison = compare(
             self.model,
-            result.model,
+            model,
             data,
             parse_metric("agreement") if probe else self._metric(data),
             self.config.execution,
@@ -75,6 +81,23 @@ class CalibrationTrial:
         )
         # An output that was silent on these inputs gives infinity, which no solver takes.
         return Outcome(judgement.ok, float(min(error, _WORST)), judgement.reason)
+
+    def error(self, model: onnx.ModelProto) -> float:
+        """Relative squared error of a model's outputs on the trial's samples, the worst counts.
+
+        Raises:
+            UsageError: there is no calibration data.
+        """
+        metric = parse_metric("agreement")
+        comparison = compare(
+            self.model,
+            model,
+            self._samples(probe=False),
+            metric,
+            self.config.execution,
+            seed=self.config.seed,
+        )
+        return float(max(10.0 ** (-output.snr_db / 10.0) for output in comparison.fidelity))
 
     def _samples(self, *, probe: bool) -> Dataset:
         if self.data is None:

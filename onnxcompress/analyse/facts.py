@@ -12,6 +12,7 @@ import onnx
 from onnxcompress.analyse.activations import Activations
 from onnxcompress.analyse.coupling.engine import couple
 from onnxcompress.analyse.coupling.result import Coupling
+from onnxcompress.analyse.moments import MomentsCollector
 from onnxcompress.analyse.sensitivity import Sensitivity
 from onnxcompress.analyse.shapes import shapes_for
 from onnxcompress.errors import ModelError, PassError
@@ -29,6 +30,7 @@ class Need(enum.Enum):
     COUPLING = "coupling"
     ACTIVATIONS = "activations"
     GRADIENTS = "gradients"
+    MOMENTS = "moments"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Facts:
     _shapes: Shapes = field(default_factory=dict, repr=False)
     _activations: Activations | None = field(default=None, repr=False)
     _sensitivity: Sensitivity | None = field(default=None, repr=False)
+    _moments: MomentsCollector | None = field(default=None, repr=False)
     _found: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
     _allowed: frozenset[Need] | None = None
 
@@ -137,6 +140,11 @@ class Facts:
         self._demand(Need.GRADIENTS)
         return self._sensitivity
 
+    def moments(self) -> MomentsCollector | None:
+        """Moments of what layers read; None without calibration inputs. Needs MOMENTS."""
+        self._demand(Need.MOMENTS)
+        return self._moments
+
     def with_activations(self, activations: Activations) -> Facts:
         """The same facts, and statistics of calibration inputs."""
         return replace(self, _activations=activations, _found={})
@@ -144,6 +152,10 @@ class Facts:
     def with_sensitivity(self, sensitivity: Sensitivity) -> Facts:
         """The same facts, and what the loss does on calibration inputs."""
         return replace(self, _sensitivity=sensitivity, _found={})
+
+    def with_moments(self, moments: MomentsCollector) -> Facts:
+        """The same facts, and moments of what layers read on calibration inputs."""
+        return replace(self, _moments=moments, _found={})
 
     def recall(self, key: Hashable, find: Callable[[], T]) -> T:
         """What `find` finds, looked up once per model: passes keep no state of their own.

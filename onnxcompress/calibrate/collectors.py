@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.calibrate.activations import CollectedActivations
 from onnxcompress.calibrate.dataset import Dataset
+from onnxcompress.calibrate.moments import SAMPLES, CollectedMoments
 from onnxcompress.calibrate.sensitivity import CollectedSensitivity
 from onnxcompress.progress import Progress, Silent
 from onnxcompress.runtime import Execution
@@ -19,9 +22,10 @@ def with_collectors(
     observed: int = 256,
     samples: int = 1024,
     ablated: int = 256,
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Facts:
-    """The same facts, with statistics of activations and gradients on `data` when asked for.
+    """The same facts, with statistics, moments and gradients on `data` when asked for.
 
     Args:
         facts: the facts about a model in canonical form.
@@ -31,6 +35,7 @@ def with_collectors(
         observed: how many samples statistics of activations are taken of, at most.
         samples: how many samples gradients are taken of, at most.
         ablated: how many samples channels are ablated on, at most.
+        cache: folder in which moments are kept between runs, or None.
         progress: told how far the ablation is.
     """
     model, shapes = facts.model, facts.shapes()
@@ -38,4 +43,5 @@ def with_collectors(
     sensitivity = CollectedSensitivity(
         model, shapes, data, execution, seed, samples, ablated, progress or Silent()
     )
-    return facts.with_activations(activations).with_sensitivity(sensitivity)
+    moments = CollectedMoments(model, shapes, data, execution, seed, SAMPLES, cache)
+    return facts.with_activations(activations).with_sensitivity(sensitivity).with_moments(moments)

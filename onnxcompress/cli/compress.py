@@ -11,7 +11,7 @@ import click
 
 from onnxcompress.cli import options as shared
 from onnxcompress.cli.console import errors, output, progress_for
-from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR
+from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR, REPAIRS
 
 
 @click.command("compress")
@@ -70,6 +70,14 @@ from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR
     type=click.Choice(["on", "off"]),
     help="Time every rewrite and keep the faster ones [default: on, unless the only targets are "
     "macs, params or size].",
+)
+@click.option(
+    "--repair",
+    type=click.Choice(REPAIRS),
+    default="refit",
+    show_default=True,
+    help="Fit the layers behind lossy rewrites again on --data: their weights (refit), only a "
+    "scale and a bias per channel (scale), or not at all.",
 )
 @click.option("--exclude", multiple=True, metavar="REGEX", help="Node names to leave alone.")
 @click.option("--plan", "plan_file", type=click.Path(), metavar="FILE", help="Replay this plan.")
@@ -179,6 +187,7 @@ def make_config(values: dict[str, Any]) -> Any:
         shapes=dict(parse_shape(text) for text in values["shapes"]),
         batch=values["batch"],
         gate=None if values["gate"] is None else values["gate"] == "on",
+        repair=values["repair"],
         exclude=tuple(values["exclude"]),
         plan=Path(values["plan_file"]) if values["plan_file"] else None,
         run=Path(values["run_dir"]) if values["run_dir"] else None,

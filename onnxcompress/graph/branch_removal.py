@@ -10,12 +10,14 @@ Where none of this applies, the Add stays, with a constant.
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxcompress.graph.editing import apply_edits
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.edits import Absorb
+from onnxcompress.graph.view import GraphView
 
 Vector = NDArray[np.float64]
 _BROADCASTING_MAX = 8
@@ -62,6 +64,26 @@ def remove_branch(editor: Editor, add: str, index: int, mean: Vector) -> None:
         _pass_by(editor, node, node_behind, shortcut)
     elif _into_bias(editor, shortcut, mean):
         _pass_by(editor, node, None, shortcut)
+
+
+def restore_thresholds(editor: Editor, before: GraphView) -> None:
+    """Put ReLUs back where the mean of a removed branch had turned them into maxima.
+
+    What such a maximum stands for is the stream behind the branch, mean and all: whoever fits the
+    layers in front of it to that stream needs the ReLU.
+
+    Args:
+        editor: the graph without the branches.
+        before: the original.
+    """
+    for node in editor.nodes:
+        old = before.producers.get(node.outputs[0].name) if node.outputs else None
+        if node.op == "Max" and _is_relu_proto(old):
+            editor.replace(node, [gs.Node("Relu", f"{node.name}_relu", inputs=[node.inputs[0]])])
+
+
+def _is_relu_proto(node: onnx.NodeProto | None) -> bool:
+    return node is not None and node.op_type == "Relu" and node.domain in {"", "ai.onnx"}
 
 
 def _into_bias(editor: Editor, tensor: gs.Tensor, mean: Vector) -> bool:

@@ -19,6 +19,7 @@ from onnxcompress.analyse.facts import Facts, Need
 from onnxcompress.errors import UsageError
 from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editor import Editor
+from onnxcompress.plan.correspondence import Kept
 
 S = TypeVar("S")
 
@@ -147,6 +148,20 @@ class Pass(abc.ABC, Generic[S]):
             Whether there is such a reference; without one (the default) nothing is compared.
         """
         return False
+
+    def kept_channels(self, candidates: Sequence[Candidate[S]], edit: Editor) -> Kept:
+        """Which channels of the original's tensors are left once these are carried out.
+
+        Repair holds what is left of a tensor to the same part of the original's.
+
+        Args:
+            candidates: what is carried out.
+            edit: an editor of the original graph, of which nothing is to be changed.
+
+        Returns:
+            By name of a tensor that loses channels, its axis and the indices that stay.
+        """
+        return {}
 
     def excerpts(
         self, candidate: Candidate[S], facts: Facts

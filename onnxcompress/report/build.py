@@ -23,6 +23,8 @@ from onnxcompress.load.source import Source
 from onnxcompress.plan.gate import Key, candidate_key
 from onnxcompress.plan.plan import Plan
 from onnxcompress.rewrite.manager import Proof
+from onnxcompress.rewrite.mender import Mender
+from onnxcompress.rewrite.repair import Repaired
 from onnxcompress.runtime import Execution, device_name
 from onnxcompress.verify.intervals import json_number
 from onnxcompress.verify.verdict import Verdict
@@ -44,6 +46,9 @@ def build_report(
     consulted: int,
     proofs: tuple[Proof, ...] = (),
     result: onnx.ModelProto | None = None,
+    repaired: Repaired | None = None,
+    repair: Mender | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Everything about one job; figures are measured or counted, never assumed."""
     interval, accuracy = verdict.ratio.interval, verdict.accuracy
@@ -81,6 +86,7 @@ def build_report(
         "self_check": [
             {"pass": p.pass_name, "relative_error": p.error, "samples": p.samples} for p in proofs
         ],
+        "repair": repair_summary(repaired, repair),
         "layers": layer_table(facts, plan, timings, result),
         "refusals": [
             {"pass": r.pass_name, "node": r.node, "reason": r.reason} for r in plan.refusals
@@ -91,6 +97,35 @@ def build_report(
             "verdict": data_summary(inputs.verdict),
         },
         "environment": environment(execution, seed),
+        "seconds": dict(seconds or {}),
+    }
+
+
+def repair_summary(repaired: Repaired | None, mender: Mender | None) -> dict[str, Any] | None:
+    """What was fitted again: per layer the relative error of its answers on held-out inputs."""
+    if repaired is None or mender is None:
+        return None
+    few = sum(one.poorly_determined for one in repaired.mended)
+    notes = (
+        [f"{few} layers have fewer than 5 positions per unknown: more inputs help"] if few else []
+    )
+    return {
+        "method": mender.method,
+        "samples": mender.samples,
+        "layers": [
+            {
+                "node": one.node,
+                "method": one.method,
+                "error_before": one.before,
+                "error_after": one.after,
+                "shrinkage": one.shrinkage,
+                "positions": one.rows,
+                "unknowns": one.unknowns,
+            }
+            for one in repaired.mended
+        ],
+        "left": dict(repaired.left),
+        "notes": notes,
     }
 
 

@@ -1,8 +1,8 @@
 """What the low-rank passes share: the option `rank`, and how ranks become candidates.
 
 A layer's weight is a list of equal blocks, one per group, which get equal ranks. A table of lost
-energy predicts the damage of every choice of ranks at once; of all of them the Pareto front of
-cost against damage is offered.
+energy, of the weights or of the layer's answers on calibration inputs, predicts the damage of every
+choice of ranks at once; of all of them the Pareto front of cost against damage is offered.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcompress.analyse.facts import Facts, Need
+from onnxcompress.analyse.linear import linear_layer
 from onnxcompress.errors import UsageError
 from onnxcompress.graph.cost import Cost
 from onnxcompress.numerics.ranks import RankPolicy, parse_rank_policy
 from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Site
+from onnxcompress.plan.known_moments import layer_moments
 from onnxcompress_passes.frontier import Rung, ladder
 
 Array = NDArray[np.float64]
@@ -29,6 +31,11 @@ L = TypeVar("L")
 S = TypeVar("S")
 
 AUTO = "auto"
+DATA, WEIGHTS = "data", "weights"
+METRICS = (AUTO, DATA, WEIGHTS)
+MOST_FEATURES = 8192
+"""Layers that read more numbers are approximated in the metric of their weights: the moments would
+take gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,16 @@ class LowRankPass(Pass[S], Generic[L, S]):
         default=8, metadata={"help": "rank=auto offers multiples of this many channels"}
     )
 
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.SHAPES})
+    metric: str = field(
+        default="auto",
+        kw_only=True,
+        metadata={
+            "help": "what an error counts: weights (no data needed), data (what it changes in the "
+            "layer's answers on calibration inputs), or auto (data where there is some)"
+        },
+    )
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.SHAPES, Need.MOMENTS})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank", str(self.rank))
@@ -54,14 +70,20 @@ class LowRankPass(Pass[S], Generic[L, S]):
             parse_rank_policy(self.rank)
         if type(self.round_to) is not int or self.round_to < 1:
             raise UsageError(f"{self.name}: round_to={self.round_to!r} must be a whole number >= 1")
+        if self.metric not in METRICS:
+            raise UsageError(f"{self.name}: metric={self.metric!r} is none of {', '.join(METRICS)}")
 
     def candidates(self, site: Site, facts: Facts) -> Sequence[Candidate[S]]:
         """Lossless factors first, then falling ranks; with `rank` given, that choice alone."""
         layer, blocks = self._layer(site.node, facts)
-        before, lost, full = facts.cost(site.node), self._lost_energy(blocks), self._full(blocks)
+        before, full = facts.cost(site.node), self._full(blocks)
+        covariances = self._covariances(site.node, facts)
+        lost = self._lost_energy(blocks, covariances)
 
         def offer(ranks: Ranks, *, recommended: bool = False) -> Candidate[S]:
-            setting = self._setting(ranks, lossless=ranks == full)
+            lossless = ranks == full
+            metric = DATA if covariances is not None and not lossless else WEIGHTS
+            setting = self._setting(ranks, metric, lossless=lossless)
             after = self._cost(layer, facts, setting)
             damage = 0.0 if ranks == full else float(lost[ranks])
             return Candidate(site, setting, (site.node,), before, after, damage, recommended)
@@ -107,12 +129,37 @@ class LowRankPass(Pass[S], Generic[L, S]):
     def _ranks(self, policy: RankPolicy, blocks: Sequence[Array]) -> Ranks:
         """The ranks a policy gives: in each mode the largest that one of the groups needs."""
 
-    @abc.abstractmethod
-    def _lost_energy(self, blocks: Sequence[Array]) -> Array:
-        """Relative squared error of the weight, indexed by ranks."""
+    def _covariances(self, node: str, facts: Facts) -> Array | None:
+        """Covariance of what the layer reads, one per group; None in the metric of the weights.
+
+        Raises:
+            NoCandidate: the data is asked for, and there is none, or the layer is too wide.
+        """
+        if self.metric == WEIGHTS:
+            return None
+        reason = ""
+        if facts.moments() is None:
+            reason = "metric=data needs calibration inputs: give --data"
+        elif self._features(node, facts) > MOST_FEATURES:
+            reason = f"it reads more than {MOST_FEATURES} numbers: metric=weights takes less memory"
+        if reason and self.metric == DATA:
+            raise NoCandidate(reason)
+        if reason:
+            return None
+        every = [site.node for site in self.sites(facts) if isinstance(site, Site)]
+        fitting = [name for name in every if self._features(name, facts) <= MOST_FEATURES]
+        return layer_moments(facts, fitting)[node].centred().gram
+
+    @staticmethod
+    def _features(node: str, facts: Facts) -> int:
+        return linear_layer(facts.view.nodes[node], facts.view).features
 
     @abc.abstractmethod
-    def _setting(self, ranks: Ranks, *, lossless: bool) -> S:
+    def _lost_energy(self, blocks: Sequence[Array], covariances: Array | None) -> Array:
+        """Relative squared error of the weight, or of the answers, indexed by ranks."""
+
+    @abc.abstractmethod
+    def _setting(self, ranks: Ranks, metric: str, *, lossless: bool) -> S:
         """The pass's setting for these ranks."""
 
     @abc.abstractmethod

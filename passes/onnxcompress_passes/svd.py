@@ -20,12 +20,15 @@ from onnxcompress.analyse.facts import Facts, Unsupported
 from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.spec import ConvSpec, DenseSpec, conv_spec, dense_spec
+from onnxcompress.numerics.data_low_rank import answers, data_svd, variances
 from onnxcompress.numerics.energy import lost_energy_svd
-from onnxcompress.numerics.low_rank import truncated_svd
+from onnxcompress.numerics.low_rank import LowRank, truncated_svd
 from onnxcompress.numerics.ranks import RankPolicy
 from onnxcompress.plan.contract import Candidate, Refusal, Site
+from onnxcompress.plan.known_moments import moments_of
 from onnxcompress_passes.eligibility import QUANTISED, quantised_layers, reason_to_leave
-from onnxcompress_passes.low_rank_pass import LowRankPass, Ranks
+from onnxcompress_passes.low_rank_pass import DATA, WEIGHTS, LowRankPass, Ranks
+from onnxcompress_passes.recentred import recentred_bias
 
 Array = NDArray[np.float64]
 
@@ -35,9 +38,10 @@ _SPATIAL = "k x k kernel: pass tucker2 covers it"
 
 @dataclass(frozen=True)
 class SvdRank:
-    """Rank per group."""
+    """Rank per group, and what an error counts: "weights", or "data" (the layer's answers)."""
 
     rank: int
+    metric: str = WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,16 @@ class Svd(LowRankPass[ConvSpec | DenseSpec, SvdRank]):
         """Put the two factors where the layer stood."""
         node = edit.node(candidate.site.node)
         if node.op == "Conv":
-            _rewrite_conv(node, candidate.setting.rank, edit)
+            _rewrite_conv(node, candidate.setting, edit)
         else:
-            _rewrite_dense(node, candidate.setting.rank, edit)
+            _rewrite_dense(node, candidate.setting, edit)
 
     def _layer(self, node: str, facts: Facts) -> tuple[ConvSpec | DenseSpec, list[Array]]:
         proto = facts.view.nodes[node]
         if proto.op_type != "Conv":
             dense = dense_spec(proto, facts.view)
-            return dense, [facts.view.array64(dense.weight)]
+            stored = facts.view.array64(dense.weight)
+            return dense, [stored if dense.transposed else stored.T]
         conv = conv_spec(proto, facts.view)
         weight = facts.view.array64(conv.weight)
         return conv, list(weight.reshape(conv.group, -1, weight.shape[1]))
@@ -82,11 +87,16 @@ class Svd(LowRankPass[ConvSpec | DenseSpec, SvdRank]):
     def _ranks(self, policy: RankPolicy, blocks: Sequence[Array]) -> Ranks:
         return (max(policy.svd_rank(block) for block in blocks),)
 
-    def _lost_energy(self, blocks: Sequence[Array]) -> Array:
-        return lost_energy_svd(blocks)
+    def _lost_energy(self, blocks: Sequence[Array], covariances: Array | None) -> Array:
+        if covariances is None:
+            return lost_energy_svd(blocks)
+        pairs = list(zip(blocks, covariances, strict=True))
+        lost = np.stack([answers(weight, r).lost[: min(weight.shape) + 1] for weight, r in pairs])
+        lost[:, -1] = 0.0
+        return np.asarray(variances(pairs) @ lost)
 
-    def _setting(self, ranks: Ranks, *, lossless: bool) -> SvdRank:
-        return SvdRank(ranks[0])
+    def _setting(self, ranks: Ranks, metric: str, *, lossless: bool) -> SvdRank:
+        return SvdRank(ranks[0], metric)
 
     def _cost(self, layer: ConvSpec | DenseSpec, facts: Facts, setting: SvdRank) -> Cost:
         if isinstance(layer, ConvSpec):
@@ -98,16 +108,32 @@ class Svd(LowRankPass[ConvSpec | DenseSpec, SvdRank]):
         weights = setting.rank * (features_in + features_out)
         constant_bias = layer.bias is not None and facts.view.is_constant(layer.bias)
         bias = facts.view.array(layer.bias).size if layer.bias and constant_bias else 0
+        if isinstance(layer, ConvSpec) and layer.bias is None and setting.metric == DATA:
+            bias = layer.out_channels
         itemsize = facts.view.array(layer.weight).dtype.itemsize
         return Cost(weights * positions, weights + bias, (weights + bias) * itemsize)
 
 
-def _rewrite_conv(node: gs.Node, rank: int, edit: Editor) -> None:
+def _factors(
+    node: gs.Node, matrices: Sequence[Array], setting: SvdRank, edit: Editor
+) -> list[LowRank]:
+    """Two factors of the matrix [h, d] of every group."""
+    if setting.metric != DATA:
+        return [truncated_svd(matrix, setting.rank) for matrix in matrices]
+    covariances = moments_of(edit, node.name).centred().gram
+    return [data_svd(m, r, setting.rank) for m, r in zip(matrices, covariances, strict=True)]
+
+
+def _rewrite_conv(node: gs.Node, setting: SvdRank, edit: Editor) -> None:
     weight = np.asarray(node.inputs[1].values)
-    group = int(node.attrs.get("group", 1))
+    group, rank = int(node.attrs.get("group", 1)), setting.rank
     ones = (1,) * (weight.ndim - 2)
     matrices = weight.astype(np.float64).reshape(group, -1, weight.shape[1])
-    parts = [truncated_svd(matrix, rank) for matrix in matrices]
+    parts = _factors(node, list(matrices), setting, edit)
+    bias = [*node.inputs[2:]]
+    if setting.metric == DATA:
+        recentred = recentred_bias(edit, node, np.stack([p.reconstruct() for p in parts]))
+        bias = [] if recentred is None else [recentred]
     right = np.concatenate([part.right for part in parts]).reshape(-1, weight.shape[1], *ones)
     left = np.concatenate([part.left for part in parts]).reshape(-1, rank, *ones)
     geometry = {k: node.attrs[k] for k in ("strides", "pads", "auto_pad") if k in node.attrs}
@@ -127,26 +153,26 @@ def _rewrite_conv(node: gs.Node, rank: int, edit: Editor) -> None:
         inputs=[
             middle,
             edit.constant(f"{node.name}_svd_out", left.astype(weight.dtype)),
-            *node.inputs[2:],
+            *bias,
         ],
     )
     edit.replace(node, [first, second])
 
 
-def _rewrite_dense(node: gs.Node, rank: int, edit: Editor) -> None:
+def _rewrite_dense(node: gs.Node, setting: SvdRank, edit: Editor) -> None:
     stored = np.asarray(node.inputs[1].values)
     transposed = bool(node.attrs.get("transB", 0))
-    # y = x W with W [in, out]: x (left) (right).
-    matrix = stored.astype(np.float64).T if transposed else stored.astype(np.float64)
-    part = truncated_svd(matrix, rank)
-    right = part.right.T if transposed else part.right
+    outward = stored.astype(np.float64) if transposed else stored.astype(np.float64).T
+    (part,) = _factors(node, [outward], setting, edit)
+    # y = x W' with W = (left) (right): x (right)' (left)'.
+    second_weight = part.left if transposed else part.left.T
     middle = edit.variable(f"{node.name}_svd_in_out", node.inputs[0])
     first = gs.Node(
         "MatMul",
         f"{node.name}_svd_in",
         inputs=[
             node.inputs[0],
-            edit.constant(f"{node.name}_svd_in", part.left.astype(stored.dtype)),
+            edit.constant(f"{node.name}_svd_in", part.right.T.astype(stored.dtype)),
         ],
         outputs=[middle],
     )
@@ -156,7 +182,7 @@ def _rewrite_dense(node: gs.Node, rank: int, edit: Editor) -> None:
         dict(node.attrs),
         inputs=[
             middle,
-            edit.constant(f"{node.name}_svd_out", right.astype(stored.dtype)),
+            edit.constant(f"{node.name}_svd_out", second_weight.astype(stored.dtype)),
             *node.inputs[2:],
         ],
     )

@@ -23,24 +23,35 @@ from onnxcompress.analyse.facts import Facts, Unsupported
 from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.spec import ConvSpec, conv_spec
+from onnxcompress.numerics.data_low_rank import (
+    data_lost_energy_tucker2,
+    data_tucker2,
+    variances,
+)
 from onnxcompress.numerics.energy import lost_energy_tucker2
 from onnxcompress.numerics.ranks import RankPolicy
 from onnxcompress.numerics.tucker import Tucker2 as Factors
 from onnxcompress.numerics.tucker import tucker2
 from onnxcompress.plan.contract import Candidate, Refusal, Site
+from onnxcompress.plan.known_moments import moments_of
 from onnxcompress_passes.eligibility import quantised_layers, reason_to_leave
-from onnxcompress_passes.low_rank_pass import LowRankPass, Ranks
+from onnxcompress_passes.low_rank_pass import DATA, WEIGHTS, LowRankPass, Ranks
+from onnxcompress_passes.recentred import recentred_bias
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Tucker2Ranks:
-    """Ranks per group; `triple` keeps a factor of full rank instead of absorbing it."""
+    """Ranks per group; `triple` keeps a factor of full rank instead of absorbing it.
+
+    The metric says what an error counts: "weights", or "data" (the layer's answers).
+    """
 
     rank_out: int
     rank_in: int
     triple: bool = False
+    metric: str = WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ class Tucker2(LowRankPass[ConvSpec, Tucker2Ranks]):
         weight = np.asarray(node.inputs[1].values)
         group = int(node.attrs.get("group", 1))
         parts = edit.memo.recall(
-            (self.name, node.name, ranks), lambda: _decompose(weight, group, ranks), _octets
+            (self.name, node.name, ranks), lambda: _decompose(node, group, ranks, edit), _octets
         )
         rows, columns = weight.shape[0] // group, weight.shape[1]
         keep_in = ranks.triple or ranks.rank_in < columns
@@ -96,6 +107,8 @@ class Tucker2(LowRankPass[ConvSpec, Tucker2Ranks]):
             stack.append(("out", np.concatenate(factors).reshape(-1, ranks.rank_out, *ones)))
         geometry = {k: node.attrs[k] for k in _GEOMETRY if k in node.attrs}
         bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+        if ranks.metric == DATA:
+            bias = recentred_bias(edit, node, _products(parts))
         name, tensor, new = node.name, node.inputs[0], []
         for index, (role, values) in enumerate(stack):
             last = index == len(stack) - 1
@@ -122,11 +135,16 @@ class Tucker2(LowRankPass[ConvSpec, Tucker2Ranks]):
         found = [policy.tucker2_ranks(block) for block in blocks]
         return max(rank for rank, _ in found), max(rank for _, rank in found)
 
-    def _lost_energy(self, blocks: Sequence[Array]) -> Array:
-        return lost_energy_tucker2(blocks)
+    def _lost_energy(self, blocks: Sequence[Array], covariances: Array | None) -> Array:
+        if covariances is None:
+            return lost_energy_tucker2(blocks)
+        pairs = list(zip(blocks, covariances, strict=True))
+        shares = variances([(b.reshape(len(b), -1), r) for b, r in pairs])
+        tables = [data_lost_energy_tucker2(block, r) for block, r in pairs]
+        return np.asarray(np.tensordot(shares, np.stack(tables), axes=1))
 
-    def _setting(self, ranks: Ranks, *, lossless: bool) -> Tucker2Ranks:
-        return Tucker2Ranks(ranks[0], ranks[1], triple=lossless)
+    def _setting(self, ranks: Ranks, metric: str, *, lossless: bool) -> Tucker2Ranks:
+        return Tucker2Ranks(ranks[0], ranks[1], triple=lossless, metric=metric)
 
     def _cost(self, conv: ConvSpec, facts: Facts, ranks: Tucker2Ranks) -> Cost:
         """Counted cost of the triple; the first 1x1 runs at the input's resolution."""
@@ -140,7 +158,8 @@ class Tucker2(LowRankPass[ConvSpec, Tucker2Ranks]):
             first = first if ranks.rank_in < columns else 0
             last = last if ranks.rank_out < rows else 0
         constant_bias = conv.bias is not None and facts.view.is_constant(conv.bias)
-        params = first + core + last + (conv.out_channels if constant_bias else 0)
+        own_bias = constant_bias or (conv.bias is None and ranks.metric == DATA)
+        params = first + core + last + (conv.out_channels if own_bias else 0)
         return Cost(
             macs=first * positions_in + (core + last) * positions_out,
             params=params,
@@ -162,12 +181,25 @@ def _unfit(conv: ConvSpec, facts: Facts) -> str:
     return reason_to_leave(facts, conv)
 
 
-def _decompose(weight: NDArray[np.generic], group: int, ranks: Tucker2Ranks) -> list[Factors]:
-    """Higher-order orthogonal iteration of every group."""
+def _decompose(node: gs.Node, group: int, ranks: Tucker2Ranks, edit: Editor) -> list[Factors]:
+    """Every group by higher-order orthogonal iteration, or in the metric of the data."""
+    weight = np.asarray(node.inputs[1].values)
+    blocks = _blocks(weight.astype(np.float64), group)
+    if ranks.metric == DATA:
+        covariances = moments_of(edit, node.name).centred().gram
+        return [
+            data_tucker2(block, covariance, ranks.rank_out, ranks.rank_in)
+            for block, covariance in zip(blocks, covariances, strict=True)
+        ]
     return [
         tucker2(block, ranks.rank_out, ranks.rank_in, iterations=_SWEEPS, tolerance=1e-6)
-        for block in _blocks(weight.astype(np.float64), group)
+        for block in blocks
     ]
+
+
+def _products(parts: Sequence[Factors]) -> Array:
+    """What the factors multiply out to, [groups, h, d]."""
+    return np.stack([part.reconstruct().reshape(len(part.factor_out), -1) for part in parts])
 
 
 def _octets(parts: Sequence[Factors]) -> int:

@@ -13,7 +13,8 @@ import pytest
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.plan.contract import Candidate, NoCandidate, Refusal, Site
 from onnxcompress.rewrite.manager import rewrite
-from onnxcompress_passes.prune import KeptChannels, Prune
+from onnxcompress_passes.prune import Prune
+from onnxcompress_passes.prune_setting import KeptChannels
 
 Array = np.ndarray
 

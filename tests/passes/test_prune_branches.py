@@ -21,8 +21,9 @@ from onnxcompress.graph.cost import model_cost
 from onnxcompress.plan.contract import Candidate, Site, candidate_from_dict
 from onnxcompress.plan.search import by_rule, conflicts
 from onnxcompress.rewrite.manager import rewrite
-from onnxcompress_passes.prune import KeptChannels, Prune
+from onnxcompress_passes.prune import Prune
 from onnxcompress_passes.prune_branches import branches
+from onnxcompress_passes.prune_setting import KeptChannels
 
 Array = np.ndarray
 

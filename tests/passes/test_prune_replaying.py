@@ -14,7 +14,8 @@ from onnxcompress.errors import ModelError, PassError, UsageError
 from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editor import Editor
 from onnxcompress.plan.contract import Candidate, Site, candidate_from_dict
-from onnxcompress_passes.prune import KeptChannels, Prune
+from onnxcompress_passes.prune import Prune
+from onnxcompress_passes.prune_setting import KeptChannels
 
 
 def octets(model: onnx.ModelProto) -> bytes:

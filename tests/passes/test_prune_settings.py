@@ -8,7 +8,8 @@ import pytest
 
 from onnxcompress.errors import UsageError
 from onnxcompress.plan.registry import parse_pass
-from onnxcompress_passes.prune import KeptChannels, Prune
+from onnxcompress_passes.prune import Prune
+from onnxcompress_passes.prune_setting import KeptChannels
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,12 @@ def test_rewritten_layers_say_what_was_done() -> None:
     row = next(row for row in result.report["layers"] if row["node"] == "last")
     # 6 -> 2 -> 2 -> 8 channels on 10 x 12 positions.
     after = 6 * 2 + 2 * 2 * 9 + 2 * 8
-    assert row["setting"] == {"rank_out": 2, "rank_in": 2, "triple": False}
+    assert row["setting"] == {
+        "rank_out": 2,
+        "rank_in": 2,
+        "triple": False,
+        "metric": "weights",
+    }
     assert (row["macs"], row["params"]) == (120 * 8 * 6 * 9, 8 * 6 * 9)
     assert (row["macs_after"], row["params_after"]) == (120 * after, after)
     assert 0 < row["damage"] < 1

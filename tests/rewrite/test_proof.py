@@ -20,7 +20,8 @@ from onnxcompress.plan.channels.plan_cuts import plan_cuts
 from onnxcompress.plan.contract import Candidate, Pass, Site
 from onnxcompress.rewrite.manager import Proof, Rewritten, rewrite
 from onnxcompress.rewrite.proof import Bench, prove
-from onnxcompress_passes.prune import KeptChannels, Prune
+from onnxcompress_passes.prune import Prune
+from onnxcompress_passes.prune_setting import KeptChannels
 
 Act = Callable[[str, Editor], None]
 ONE = 1
@@ -122,7 +123,7 @@ def test_the_wrong_channels(monkeypatch: pytest.MonkeyPatch, group: str, *, equa
     chosen = halves(model)
     others = [candidate for candidate in chosen if candidate.site.node != group]
     sound = rewrite(model, others, {"prune": Prune()})
-    monkeypatch.setattr("onnxcompress_passes.prune.plan_cuts", shifted(group))
+    monkeypatch.setattr("onnxcompress_passes.channel_pass.plan_cuts", shifted(group))
     result = proved(model, chosen)
     assert nodes(result.applied) == nodes(others)
     (refusal,) = result.rolled_back
@@ -135,7 +136,7 @@ def test_the_wrong_channels(monkeypatch: pytest.MonkeyPatch, group: str, *, equa
 
 def test_what_removed_channels_leave_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind Sigmoid a channel of zeros is 1/2, which belongs into the next bias."""
-    import onnxcompress_passes.prune as module
+    import onnxcompress_passes.channel_pass as module
 
     genuine = module.apply_edits
     monkeypatch.setattr(
@@ -150,7 +151,7 @@ def test_what_removed_channels_leave_is_forgotten(monkeypatch: pytest.MonkeyPatc
 
 
 def test_absorbed_with_the_wrong_sign(monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxcompress_passes.prune as module
+    import onnxcompress_passes.channel_pass as module
 
     genuine = module.apply_edits
     monkeypatch.setattr(
@@ -173,7 +174,7 @@ def test_several_are_guilty(monkeypatch: pytest.MonkeyPatch) -> None:
             removed = {**removed, group: tuple(sorted((c + 1) % width for c in removed[group]))}
         return plan_cuts(view, coupling, removed, **more)
 
-    monkeypatch.setattr("onnxcompress_passes.prune.plan_cuts", cuts)
+    monkeypatch.setattr("onnxcompress_passes.channel_pass.plan_cuts", cuts)
     model = network()
     result = proved(model, halves(model))
     assert result.applied == ()
@@ -190,7 +191,7 @@ def test_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     result = proved(model, halves(model))
     assert result.rolled_back == ()
     assert 1e-5 < result.proofs[0].error < 1e-2
-    monkeypatch.setattr("onnxcompress_passes.prune.plan_cuts", shifted("two"))
+    monkeypatch.setattr("onnxcompress_passes.channel_pass.plan_cuts", shifted("two"))
     result = proved(model, halves(model))
     assert [refusal.node for refusal in result.rolled_back] == ["two"]
 

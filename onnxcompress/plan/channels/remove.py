@@ -13,6 +13,7 @@ from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.infer import with_value_info
 from onnxcompress.graph.view import GraphView
 from onnxcompress.plan.channels.plan_cuts import plan_cuts
+from onnxcompress.plan.correspondence import Kept
 
 
 def remove_channels(
@@ -50,3 +51,12 @@ def zero_in(editor: Editor, coupling: Coupling, classes: frozenset[int]) -> None
         mask = np.ones([extent if a == axis else 1 for a, extent in enumerate(shape)])
         mask[tuple(indices if a == axis else slice(None) for a in range(len(shape)))] = 0.0
         multiply_behind(nodes[tensor], mask, editor)
+
+
+def left_of_lanes(coupling: Coupling, classes: frozenset[int]) -> Kept:
+    """Axis and indices that stay, of every tensor that loses some of these classes."""
+    return {
+        tensor: (lane.axis, kept)
+        for tensor, lane in coupling.lanes.items()
+        if len(kept := lane.kept(classes)) < len(lane.classes)
+    }

@@ -1,0 +1,112 @@
+"""The layers that read a group of channels, as least-squares problems in those channels.
+
+A consumer with weight W reads x, of which the columns of channel c (its kernel positions, or its
+H * W features behind a Flatten) form one block. All consumers of a group number the blocks alike,
+so that a channel is chosen for all of them together: residual streams are solved jointly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcompress.analyse.coupling.result import Coupling, Group
+from onnxcompress.analyse.facts import Facts
+from onnxcompress.analyse.linear import LinearLayer, linear_layer
+from onnxcompress.analyse.moments import Moments
+from onnxcompress.errors import ModelError
+from onnxcompress.numerics.quadratic import FREE, Quadratic
+
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A layer that reads channels of a group.
+
+    Attributes:
+        layer: the layer.
+        blocks: channel number of every column, per group of the layer, [groups, d]; FREE for
+            columns of other channels.
+        centre: whether its bias is to make up for means, where it has one.
+    """
+
+    layer: LinearLayer
+    blocks: Indices
+    centre: bool = True
+
+    @property
+    def centred(self) -> bool:
+        """Whether a bias can make up for means."""
+        return self.centre and self.layer.can_hold_bias
+
+    def problems(self, moments: Moments, rows: NDArray[np.bool_] | None = None) -> list[Quadratic]:
+        """One problem per group of the layer.
+
+        Args:
+            moments: of the layer.
+            rows: which answers [groups * h] count; all by default.
+        """
+        held = moments.centred() if self.centred else moments
+        mask = np.ones(held.energy.shape, dtype=bool)
+        if rows is not None:
+            mask = rows.reshape(held.energy.shape)
+        return [
+            Quadratic(
+                held.gram[at],
+                held.cross[at][mask[at]],
+                max(0.0, float(held.energy[at][mask[at]].sum())),
+                self.blocks[at],
+            )
+            for at in range(len(held.gram))
+        ]
+
+
+def consumers(facts: Facts, coupling: Coupling, group: Group) -> tuple[Consumer, ...]:
+    """The layers whose answers depend on a group's channels.
+
+    Depthwise layers hand channels on; what reads those counts in their place.
+
+    Raises:
+        ModelError: one of them is no layer that moments could be taken of.
+    """
+    place = {channel: at for at, channel in enumerate(group.channels)}
+    found = []
+    for name in group.consumers:
+        node = facts.view.nodes[name]
+        lane, after = coupling.lanes[node.input[0]], coupling.lanes.get(node.output[0])
+        if after is not None and set(lane.classes.tolist()) & set(after.classes.tolist()):
+            continue
+        layer = linear_layer(node, facts.view)
+        rank = len(coupling.shapes[layer.input])
+        if lane.axis != (1 if layer.convolves else rank - 1):
+            raise ModelError(f"the channels do not lie where '{name}' reads its inputs")
+        numbers = np.array([place.get(c, FREE) for c in lane.classes.tolist()])
+        columns = np.repeat(numbers, layer.taps) if layer.convolves else numbers
+        found.append(Consumer(layer, columns.reshape(layer.groups, layer.features)))
+    if not found:
+        raise ModelError("no layer answers to these channels")
+    return tuple(found)
+
+
+def readers(coupling: Coupling) -> tuple[str, ...]:
+    """Every layer that reads channels of some group, each once."""
+    return tuple(dict.fromkeys(name for group in coupling.groups for name in group.consumers))
+
+
+def problems_of(
+    found: Sequence[Consumer],
+    moments: Mapping[str, Moments],
+    rows: Mapping[str, NDArray[np.bool_]] | None = None,
+) -> list[Quadratic]:
+    """The problems of all consumers of one group."""
+    return [
+        problem
+        for consumer in found
+        for problem in consumer.problems(
+            moments[consumer.layer.node], (rows or {}).get(consumer.layer.node)
+        )
+    ]

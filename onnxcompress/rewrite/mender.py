@@ -1,0 +1,102 @@
+"""Repair as a job sees it: after every lossy rewrite, on that job's calibration inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import onnx
+
+from onnxcompress.analyse.facts import Facts
+from onnxcompress.calibrate.dataset import Dataset
+from onnxcompress.calibrate.moments import ROWS, SAMPLES, drawn_feeds
+from onnxcompress.graph.editor import Editor
+from onnxcompress.graph.memo import Memo
+from onnxcompress.plan.contract import Candidate, Pass
+from onnxcompress.plan.correspondence import Kept
+from onnxcompress.progress import Progress, Silent
+from onnxcompress.rewrite.repair import Repair, Repaired
+from onnxcompress.runtime import Array, Execution
+
+_BRIEFLY = 4
+"""A trial looks at a quarter of the samples and of their positions."""
+
+
+@dataclass(frozen=True)
+class Mender:
+    """Repairs what one job rewrites.
+
+    Attributes:
+        facts: about the canonical model.
+        data: the calibration inputs; None repairs nothing.
+        passes: the passes by name.
+        memo: results shared with other editors of the job.
+        execution: provider and threads.
+        seed: which samples and positions are looked at.
+        method: refit, scale, or off.
+        progress: told how far a repair is.
+    """
+
+    facts: Facts
+    data: Dataset | None
+    passes: Mapping[str, Pass[Any]]
+    memo: Memo
+    execution: Execution
+    seed: int
+    method: str
+    progress: Progress = Silent()  # noqa: RUF009  (it has no state)
+
+    def __call__(
+        self, model: onnx.ModelProto, chosen: Sequence[Candidate[Any]], *, briefly: bool = False
+    ) -> Repaired | None:
+        """Repair a rewritten model.
+
+        Args:
+            model: the rewritten model; not changed.
+            chosen: what it was rewritten by.
+            briefly: look at fewer samples, for a trial.
+
+        Returns:
+            The repaired model; None where nothing was lossy, there is no data, or repair is off.
+
+        Raises:
+            ModelError: a model fails on the data.
+        """
+        lossy = any(candidate.damage > 0 for candidate in chosen)
+        if self.method == "off" or self.data is None or not lossy:
+            return None
+        feeds = self._feeds
+        if briefly:
+            feeds = feeds[: max(1, len(feeds) // _BRIEFLY)]
+        repair = Repair(
+            self.facts.model,
+            feeds,
+            self.execution,
+            self.seed,
+            self.method,
+            rows=ROWS // _BRIEFLY if briefly else ROWS,
+            progress=None if briefly else self.progress.step,
+        )
+        return repair(model, self._kept(chosen))
+
+    @property
+    def samples(self) -> int:
+        """How many calibration inputs a repair looks at."""
+        return sum(len(next(iter(feeds.values()))) for feeds in self._feeds)
+
+    @cached_property
+    def _feeds(self) -> list[dict[str, Array]]:
+        if self.data is None:
+            return []
+        facts = self.facts
+        return drawn_feeds(facts.model, facts.shapes(), self.data, self.seed, SAMPLES)
+
+    def _kept(self, chosen: Sequence[Candidate[Any]]) -> Kept:
+        """What is left of tensors that lost channels."""
+        kept: dict[str, Any] = {}
+        for name in dict.fromkeys(candidate.site.pass_name for candidate in chosen):
+            mine = [candidate for candidate in chosen if candidate.site.pass_name == name]
+            kept |= self.passes[name].kept_channels(mine, Editor(self.facts.model, memo=self.memo))
+        return kept
