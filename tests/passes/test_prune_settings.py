@@ -49,7 +49,18 @@ def test_options_as_text() -> None:
         "prune:criterion=apoz,norm=l1,normalise=minmax,combine=max,channels=0.25,scope=global,"
         "round_to=4,per_step=2,branches=false,seed=7"
     )
-    expected = Prune("apoz", "l1", "minmax", "max", 0.25, "global", 4, 2, branches=False, seed=7)
+    expected = Prune(
+        criterion="apoz",
+        norm="l1",
+        normalise="minmax",
+        combine="max",
+        channels=0.25,
+        scope="global",
+        round_to=4,
+        per_step=2,
+        branches=False,
+        seed=7,
+    )
     assert parse_pass(text) == expected
 
 
