@@ -184,7 +184,10 @@ def prepare(source: ModelSource, config: Config, progress: Progress) -> Prepared
         config.eval_data,
         preprocess=config.preprocess,
         seed=config.seed,
+        shapes=config.shapes,
     )
+    if inputs.synthetic:
+        progress.note("calibrated on synthetic inputs: choices are guesses, real ones are better")
     sizes = representative_sizes(
         canonical.model, config.shapes, batch=config.batch, seen=inputs.sizes
     )

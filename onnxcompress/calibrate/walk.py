@@ -71,14 +71,20 @@ class Walk:
         self._done: set[str] = set()
         self._held: dict[str, list[Array]] = {}
         self._constants: dict[tuple[str, int], onnx.TensorProto] = {}
-        self._reads = {node.name: _reads(node) for node in model.graph.node}
+        self._reads = {node.name: _reads(node, self._view) for node in model.graph.node}
 
     def set_constant(self, node: str, index: int, values: Array) -> None:
-        """Let input `index` of a node that was not executed yet read other values."""
+        """Let input `index` of a node read other values.
+
+        A node that was executed already will be executed again; what was executed behind it stays.
+        """
         name = f"{node}/{index}/repaired"
         self._constants[node, index] = onnx.numpy_helper.from_array(
             np.ascontiguousarray(values), name
         )
+        if node in self._done:
+            self._done.discard(node)
+            self._release(t for t in self._view.nodes[node].output if t in self._held)
 
     def batches(self, tensors: Iterable[str]) -> Iterator[dict[str, Array]]:
         """The values of tensors, batch by batch, in the order of the samples.
@@ -93,17 +99,30 @@ class Walk:
 
     def _advance(self, names: Sequence[str]) -> None:
         wanted = [n for n in names if n not in self._held and n not in self._feeds[0]]
+        kept = {*names, *self._read_by_layers(names)}
         if wanted:
             piece = self._piece(wanted)
             inside = {node.name for node in piece}
             self._done |= inside
             made = [t for node in piece for t in node.output if t]
-            outputs = [t for t in made if t in wanted or self._pending(t)]
-            for name, values in self._run(piece, outputs).items():
-                self._held[name] = values
-        for name in [n for n in self._held if n not in names and not self._pending(n)]:
+            outputs = [t for t in made if t in kept or self._pending(t)]
+            found = self._run(piece, outputs)
+            self._release(t for t in found if t in self._held)
+            self._held |= found
+        self._release(n for n in self._held if n not in kept and not self._pending(n))
+
+    def _release(self, tensors: Iterable[str]) -> None:
+        for name in list(tensors):
             for past in self._held.pop(name):
                 self._shelf.drop(past)
+
+    def _read_by_layers(self, tensors: Iterable[str]) -> Iterator[str]:
+        """What those read who make these tensors and may get other constants, to do it again."""
+        for tensor in tensors:
+            node = self._view.producers.get(tensor)
+            reads = self._reads[node.name] if node is not None else []
+            if any(self._view.is_constant(name) for name in reads):
+                yield from reads
 
     def _pending(self, tensor: str) -> bool:
         """Whether a node that was not executed yet reads a tensor."""
@@ -183,5 +202,7 @@ class Walk:
         return nodes, constants
 
 
-def _reads(node: onnx.NodeProto) -> list[str]:
-    return [*(name for name in node.input if name), *sorted(captured_by(node))]
+def _reads(node: onnx.NodeProto, view: GraphView) -> list[str]:
+    # What subgraphs name includes tensors of their own.
+    outside = {*view.inputs, *view.producers, *view.initializers}
+    return [*(name for name in node.input if name), *sorted(captured_by(node) & outside)]

@@ -59,7 +59,11 @@ from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR, REPAIRS
     metavar="LEVEL",
     help="Judge the bad end of the paired interval at this level, like 0.95, not the estimate.",
 )
-@click.option("--data", metavar="SPEC", help="Calibration inputs (.npz, .npy, folder, mod:func).")
+@click.option(
+    "--data",
+    metavar="SPEC",
+    help="Calibration inputs (.npz, .npy, folder, mod:func), or random: synthetic ones.",
+)
 @click.option("--eval", "eval_data", metavar="SPEC", help="Held-out inputs, labels optional.")
 @click.option("--metric", metavar="NAME", help="top1, top5, agreement or MODULE:FUNCTION.")
 @shared.preprocess_option

@@ -64,6 +64,8 @@ class Candidate(Generic[S]):
         removes: those of the nodes that disappear with nothing in their place; what another
             candidate would do to them alone is then void.
         recommended: the candidate that the pass's own rule picks when there is nothing to plan by.
+        shifts: those of the nodes of which only the bias changes; another pass may rewrite them
+            as well.
     """
 
     site: Site
@@ -74,6 +76,7 @@ class Candidate(Generic[S]):
     damage: float
     recommended: bool = False
     removes: tuple[str, ...] = ()
+    shifts: tuple[str, ...] = ()
 
     @property
     def saving(self) -> Cost:

@@ -21,6 +21,9 @@ _COUNTS = 10
 _CLOSE = 0.005
 """How far below a counted target a choice may end, as a fraction of the original."""
 
+_RATES = (1.0, 0.3, 0.1)
+"""Shares of its predicted damage that the removal of a branch is tried at."""
+
 _CLEARLY = 0.9
 """What a trial says about a few samples is not more exact than this."""
 
@@ -77,13 +80,26 @@ def with_or_without_branches(
     choose: Callable[[Sites, Sequence[float]], Choice],
     trial: Trial,
 ) -> Choice:
-    """Choose among all candidates if that is clearly better than removing no nodes."""
-    everything = choose(sites, factors)
-    if not any(candidate.removes for candidate in everything.chosen):
-        return everything
+    """Choose among all candidates if that is clearly better than removing no nodes.
+
+    A branch that is gone is made up for by its neighbours better than its own damage tells, so its
+    damage is also tried at a part of what was predicted.
+    """
     kept = [at for at, offers in enumerate(sites) if not any(c.removes for c in offers)]
+    if len(kept) == len(sites):
+        return choose(sites, factors)
     fewer = choose([sites[at] for at in kept], [factors[at] for at in kept])
-    if not fewer.chosen or (everything.meets and not fewer.meets):
-        return everything
-    bold, careful = (trial(choice.chosen).error for choice in (everything, fewer))
-    return everything if bold < _CLEARLY * careful else fewer
+    bold: list[Choice] = []
+    for rate in _RATES:
+        weights = [factor * (1.0 if at in set(kept) else rate) for at, factor in enumerate(factors)]
+        choice = choose(sites, weights)
+        if any(c.removes for c in choice.chosen) and choice.chosen not in [b.chosen for b in bold]:
+            bold.append(choice)
+    if not bold:
+        return fewer
+    able = [choice for choice in bold if choice.meets] or bold
+    if not fewer.chosen or (able[0].meets and not fewer.meets):
+        return able[0] if len(able) == 1 else min(able, key=lambda c: trial(c.chosen).error)
+    errors = [trial(choice.chosen).error for choice in able]
+    best = min(range(len(able)), key=errors.__getitem__)
+    return able[best] if errors[best] < _CLEARLY * trial(fewer.chosen).error else fewer

@@ -89,7 +89,7 @@ def conflicts(sites: Sites) -> list[tuple[int, int]]:
     """
     readers: dict[str, set[int]] = {}
     for at, offers in enumerate(sites):
-        for name in {name for candidate in offers for name in candidate.touches}:
+        for name in {name for c in offers for name in set(c.touches) - set(c.shifts)}:
             readers.setdefault(name, set()).add(at)
     owners = [offers[0].site.pass_name for offers in sites]
     pairs = {

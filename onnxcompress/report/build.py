@@ -94,6 +94,7 @@ def build_report(
         "plan": plan.to_dict(),
         "data": {
             "calibration": data_summary(inputs.calibration),
+            "synthetic": inputs.synthetic,
             "verdict": data_summary(inputs.verdict),
         },
         "environment": environment(execution, seed),

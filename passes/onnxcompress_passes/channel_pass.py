@@ -127,7 +127,7 @@ class ChannelPass(Pass[KeptChannels]):
         if self.branches and not self.channels:
             for add, branch in branches(facts).items():
                 mean = branch_mean(facts, branch)
-                changed = (add, *branch_cost(facts, branch, mean)[0]) if facts.excluded else ()
+                changed = (add, *branch_cost(facts, branch, mean).touches) if facts.excluded else ()
                 kept = [name for name in changed if name in facts.excluded]
                 if kept:
                     yield Refusal(self.name, add, f"excluded by the user with '{kept[0]}'")
@@ -264,13 +264,24 @@ class ChannelPass(Pass[KeptChannels]):
     def _without_branch(self, site: Site, facts: Facts) -> list[Candidate[KeptChannels]]:
         branch = branches(facts)[site.node]
         mean = branch_mean(facts, branch)
-        touches, before, after = branch_cost(facts, branch, mean)
-        if before.macs <= after.macs:
+        cost = branch_cost(facts, branch, mean)
+        if cost.before.macs <= cost.after.macs:
             raise NoCandidate("nothing is saved without this branch")
         setting = KeptChannels((), tuple(mean.tolist()))
         damage = branch_damage(facts, branch)
-        touches = tuple(dict.fromkeys((site.node, *touches)))
-        return [Candidate(site, setting, touches, before, after, damage, removes=branch.nodes)]
+        touches = tuple(dict.fromkeys((site.node, *cost.touches)))
+        return [
+            Candidate(
+                site,
+                setting,
+                touches,
+                cost.before,
+                cost.after,
+                damage,
+                removes=branch.nodes,
+                shifts=cost.shifts,
+            )
+        ]
 
     def _found(self, node: onnx.NodeProto, coupling: Coupling, facts: Facts) -> Site | Refusal:
         group = coupling.group_of(node.name)

@@ -24,6 +24,7 @@ from onnxcompress.numerics.ranks import RankPolicy, parse_rank_policy
 from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Site
 from onnxcompress.plan.known_moments import layer_moments
 from onnxcompress_passes.frontier import Rung, ladder
+from onnxcompress_passes.nuclear_rank import NUCLEAR, nuclear_fraction, nuclear_rank
 
 Array = NDArray[np.float64]
 Ranks = tuple[int, ...]
@@ -46,7 +47,8 @@ class LowRankPass(Pass[S], Generic[L, S]):
         default=AUTO,
         metadata={
             "help": "auto (a ladder of ranks to plan with; EVBMF decides when there is nothing to "
-            "plan by), evbmf, weakened:K, energy:P, ratio:P, R, ROUTxRIN (tucker2), or full"
+            "plan by), evbmf, weakened:K, energy:P, ratio:P, nuclear:F (what a penalty of F times "
+            "the one that leaves nothing leaves), R, ROUTxRIN (tucker2), or full"
         },
     )
     round_to: int = field(
@@ -66,7 +68,13 @@ class LowRankPass(Pass[S], Generic[L, S]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank", str(self.rank))
-        if self.rank != AUTO:
+        if self.rank.startswith(NUCLEAR):
+            if nuclear_fraction(self.rank) is None or self.metric == WEIGHTS:
+                raise UsageError(
+                    f"{self.name}: rank={self.rank!r} takes a fraction between 0 and 1, and goes "
+                    "with metric=data"
+                )
+        elif self.rank != AUTO:
             parse_rank_policy(self.rank)
         if type(self.round_to) is not int or self.round_to < 1:
             raise UsageError(f"{self.name}: round_to={self.round_to!r} must be a whole number >= 1")
@@ -89,7 +97,7 @@ class LowRankPass(Pass[S], Generic[L, S]):
             return Candidate(site, setting, (site.node,), before, after, damage, recommended)
 
         if self.rank != AUTO:
-            return [offer(self._demanded(blocks, full), recommended=True)]
+            return [offer(self._demanded(blocks, full, covariances), recommended=True)]
         rungs = [
             Rung(ranks, offer(ranks).after, float(lost[ranks]))
             for ranks in product(*(_multiples(size, self.round_to) for size in full))
@@ -102,7 +110,15 @@ class LowRankPass(Pass[S], Generic[L, S]):
         chosen = fitting[-1].setting if fitting else None
         return [offer(full), *(offer(r.setting, recommended=r.setting == chosen) for r in kept)]
 
-    def _demanded(self, blocks: Sequence[Array], full: Ranks) -> Ranks:
+    def _demanded(self, blocks: Sequence[Array], full: Ranks, covariances: Array | None) -> Ranks:
+        fraction = nuclear_fraction(self.rank)
+        if fraction is not None:
+            if covariances is None:
+                raise NoCandidate("rank=nuclear needs calibration inputs: give --data")
+            rank = nuclear_rank(blocks, covariances, fraction)
+            if not 0 < rank < full[0]:
+                raise NoCandidate(f"the nuclear norm leaves rank {rank} of {full[0]}")
+            return (rank, *full[1:])
         policy = parse_rank_policy(self.rank)
         if str(policy) == "full":
             return full

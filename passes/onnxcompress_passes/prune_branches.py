@@ -6,12 +6,14 @@ On processors whose kernels work in blocks of channels this buys more time than 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from onnxcompress.analyse.branches import Branch, residual_branches
+from onnxcompress.analyse.coupling.grouping import LAYERS
 from onnxcompress.analyse.coupling.result import Coupling
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.errors import PassError
@@ -51,8 +53,25 @@ def branch_damage(facts: Facts, branch: Branch) -> float:
     return _statistics(facts, branch)[1]
 
 
-def branch_cost(facts: Facts, branch: Branch, mean: Array) -> tuple[tuple[str, ...], Cost, Cost]:
-    """Nodes that change or vanish, and their cost before and after; counted on a real rewrite."""
+@dataclass(frozen=True)
+class BranchToll:
+    """What the removal of a branch touches and costs.
+
+    Attributes:
+        touches: nodes that change or vanish.
+        shifts: those of them of which only the bias changes.
+        before: cost of these nodes.
+        after: cost of what is left of them.
+    """
+
+    touches: tuple[str, ...]
+    shifts: tuple[str, ...]
+    before: Cost
+    after: Cost
+
+
+def branch_cost(facts: Facts, branch: Branch, mean: Array) -> BranchToll:
+    """Counted on a real rewrite."""
     editor = Editor(facts.model)
     remove_branch(editor, branch.add, branch.index, mean)
     result = editor.finish()
@@ -72,7 +91,18 @@ def branch_cost(facts: Facts, branch: Branch, mean: Array) -> tuple[tuple[str, .
     }
     own = sum((tensor_cost(facts.view.initializers[n]) for n in sorted(constants)), Cost())
     own += Cost(sum(facts.macs(name) for name in touched))
-    return touched, own, own - (facts.total() - after)
+    shifts = tuple(
+        name for name in touched if name in new and _shifted(facts.view.nodes[name], new[name])
+    )
+    return BranchToll(touched, shifts, own, own - (facts.total() - after))
+
+
+def _shifted(old: onnx.NodeProto, new: onnx.NodeProto) -> bool:
+    """Whether two nodes differ in nothing but the bias that they read."""
+    same = onnx.NodeProto()
+    same.CopyFrom(new)
+    same.input[:] = [*new.input[:2], *old.input[2:]]
+    return old.op_type in LAYERS and len(old.input) <= len(new.input) and same == old
 
 
 def branch_excerpt(
