@@ -18,6 +18,7 @@ from onnxcompress.analyse.sizes import input_specs
 from onnxcompress.calibrate.arrays import dataset_from_arrays
 from onnxcompress.calibrate.collectors import with_collectors
 from onnxcompress.graph.infer import with_value_info
+from onnxcompress.latency import interleave
 from onnxcompress.runtime import Execution
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
@@ -209,3 +210,12 @@ def tap(kit: Any) -> Callable[..., np.ndarray]:
         return np.asarray(kit.run(copy, feeds)[names.index(tensor)], dtype=np.float64)
 
     return call
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whole jobs time hardly anything, and measure no memory."""
+    brief = interleave.Budget(rounds=2, seconds=0.0, min_runs=1, warmup_runs=1)
+    monkeypatch.setattr(interleave, "Budget", lambda **_options: brief)
+    monkeypatch.setattr("onnxcompress.verify.verdict.peak_memory_bytes", lambda *_: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

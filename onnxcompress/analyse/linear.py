@@ -92,10 +92,19 @@ class LinearLayer:
             return None
         return np.broadcast_to(values.ravel(), width).copy()
 
+    def stored_bias(self, values: Array, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+        """The operand that makes the bias `values` [groups * h], where the layer can hold one."""
+        beta = self.spec.beta if isinstance(self.spec, DenseSpec) else 1.0
+        return np.asarray(values.ravel() / beta).astype(dtype)
+
     @property
     def can_hold_bias(self) -> bool:
         """Whether the operator has a bias of its own; MatMul has not."""
-        return not isinstance(self.spec, DenseSpec) or self.spec.op == "Gemm"
+        return isinstance(self.spec, ConvSpec) or (self.spec.op == "Gemm" and self.spec.beta != 0.0)
+
+    def can_recentre(self, view: GraphView) -> bool:
+        """Whether its bias can make up for what new weights change in the mean answer."""
+        return self.can_hold_bias and self.bias(view) is not None
 
 
 def linear_layer(node: onnx.NodeProto, view: GraphView) -> LinearLayer:

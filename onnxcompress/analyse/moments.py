@@ -59,7 +59,8 @@ class Moments:
         quadratic = float(np.sum(products * matrices)) - 2.0 * float(np.sum(matrices * self.cross))
         reached = np.einsum("ghd,gd->gh", matrices, self.mean)
         offset = bias**2 + 2.0 * bias * (reached - self.answer)
-        return float(self.energy.sum() + quadratic + offset.sum())
+        # Rounding can leave a little less than nothing.
+        return max(0.0, float(self.energy.sum() + quadratic + offset.sum()))
 
     @property
     def variance(self) -> float:

@@ -38,7 +38,8 @@ class Memo:
         octets = size(value)
         self._entries[key] = (value, octets)
         self._held += octets
-        while self._held > self._limit and len(self._entries) > 1:
-            _, (_, dropped) = self._entries.popitem(last=False)
-            self._held -= dropped
+        for old in [k for k, (_, size_of) in self._entries.items() if size_of and k != key]:
+            if self._held <= self._limit:
+                break
+            self._held -= self._entries.pop(old)[1]
         return value

@@ -163,6 +163,22 @@ def data_tucker2(
     return replace(found, relative_error=relative_error(weight, found.reconstruct()))
 
 
+def data_loss(weight: Array, covariance: Array, rank_out: int, rank_in: int) -> float:
+    """Share of the variance of the answers that data_tucker2 loses; 0 where there is none.
+
+    Very wide layers are not factored for it: the bound of `data_lost_energy_tucker2` is given.
+    """
+    flat = weight.reshape(len(weight), -1)
+    total = float(np.einsum("hd,hd->", flat @ covariance, flat))
+    if not total > 0.0:
+        return 0.0
+    if flat.shape[1] > _EXACT_FEATURES:
+        return float(data_lost_energy_tucker2(weight, covariance)[rank_out, rank_in])
+    found = data_tucker2(weight, covariance, rank_out, rank_in).reconstruct()
+    missing = flat - found.reshape(flat.shape)
+    return float(np.einsum("hd,hd->", missing @ covariance, missing)) / total
+
+
 def _components(weight: Array, covariance: Array, mixture: Array, rank: int) -> tuple[Array, Array]:
     """Core [rank, r, *k] and output factor [T, rank] that are best for given mixtures [S, r]."""
     rows, channels = weight.shape[:2]

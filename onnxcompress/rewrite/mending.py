@@ -32,13 +32,16 @@ Array64 = NDArray[np.float64]
 HELD_OUT = 0.2
 """Share of the samples that decide how far new weights are believed."""
 
-EXACT = 1e-10
+EXACT = 1e-12
 """Relative squared error that rounding explains: there is nothing to repair."""
 
 TOLERATED = 0.1
 """Share of what the best shrinkage gains on held-out samples that is given up for weights closer
 to those that are there: calibration inputs are often what the network was trained on, and what is
 fitted to them in the last digits does not carry over."""
+
+_SLIGHT = 0.02
+"""And never more than this share of the error that is left: what can be exact becomes exact."""
 
 _FEW = 5
 """Rows per unknown below which a fit is called poorly determined."""
@@ -114,9 +117,7 @@ def refitted(
         matrices = refit(basis.gram, basis.cross, prior, shrinkage)
     constants: Constants = {1: layer.stored(matrices, weight)}
     if movable:
-        beta = getattr(layer.spec, "beta", 1.0) if layer.spec.bias else 1.0
-        new = best_bias(matrices, every).ravel() / beta
-        constants[2] = new.astype(weight.dtype)
+        constants[2] = layer.stored_bias(best_bias(matrices, every), weight.dtype)
     found = Mended(layer.node, "refit", before, after, shrinkage, rows, layer.features)
     return found, constants
 
@@ -166,10 +167,9 @@ def refactored(
         for part, new in zip(layers, parts, strict=True):
             constants[part.node] = {1: part.stored(new, view.array(part.spec.weight))}
     if movable:
-        beta = getattr(last.spec, "beta", 1.0) if last.spec.bias else 1.0
-        new_bias = best_bias(matrices, every).ravel() / beta
         dtype = view.array(last.spec.weight).dtype
-        constants.setdefault(last.node, {})[2] = new_bias.astype(dtype)
+        new_bias = last.stored_bias(best_bias(matrices, every), dtype)
+        constants.setdefault(last.node, {})[2] = new_bias
     found = Mended(last.node, "refit", before, after, shrinkage, rows, layer.features)
     return found, constants
 
@@ -177,7 +177,7 @@ def refactored(
 def _closest(errors: Sequence[float], before: float) -> int:
     """The strongest shrinkage that is about as good as the best one."""
     best = min(errors)
-    allowed = best + TOLERATED * max(0.0, before - best)
+    allowed = best + min(TOLERATED * max(0.0, before - best), _SLIGHT * best)
     return next(at for at, error in enumerate(errors) if error <= allowed)
 
 

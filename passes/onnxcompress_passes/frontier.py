@@ -39,7 +39,7 @@ def ladder(rungs: Sequence[Rung[S]], before: Cost, *, steps: int = 8) -> list[Ru
     low, high = front[-1].after.macs, front[0].after.macs
     chosen: dict[int, Rung[S]] = {}
     for step in range(steps):
-        wanted = high * (low / high) ** (step / (steps - 1))
+        wanted = high * (low / high) ** (step / max(1, steps - 1))
         index = min(range(len(front)), key=lambda i: abs(front[i].after.macs - wanted))
         chosen[index] = front[index]
     return [chosen[index] for index in sorted(chosen)]

@@ -68,8 +68,7 @@ class Chain:
             weight = part.layer.stored(part.matrices, old)
             edit.set_input(node, 1, edit.constant(f"{node.name}_rebuilt", weight))
             if part.bias is not None:
-                beta = getattr(part.layer.spec, "beta", 1.0) if part.layer.spec.bias else 1.0
-                bias = (part.bias.ravel() / beta).astype(old.dtype)
+                bias = part.layer.stored_bias(part.bias, old.dtype)
                 edit.set_input(node, 2, edit.constant(f"{node.name}_rebuilt_bias", bias))
         return edit.finish()
 
@@ -116,7 +115,15 @@ def solve_chain(
         problems = problems_of(members, moments, rows if chaining == "bottom-up" else None)
         staying = selection.kept(problems, group.width, width(group) if width else None)
         whole = problems_of(members, moments)
-        solved = _weights(whole, staying, selection, debiased=debiased)
+        solved = [debias(problem, staying, RIDGE) for problem in whole]
+        if not debiased:
+            # Of answers that the next layer does not keep, lambda knows nothing.
+            shrunk = _shrunk(problems, staying, selection)
+            masks = [
+                mask for m in members for mask in rows[m.layer.node].reshape(m.layer.groups, -1)
+            ]
+            for matrix, own, mask in zip(solved, shrunk, masks, strict=True):
+                matrix[mask if chaining == "bottom-up" else slice(None)] = own
         kept[group.name] = tuple(staying)
         found[group.name] = tuple(_assembled(members, solved, moments))
         left = set(staying)
@@ -133,12 +140,10 @@ def _wanted(member: Consumer, coupling: Coupling, gone: set[int]) -> NDArray[np.
     return ~np.isin(lane.classes, list(gone))
 
 
-def _weights(
-    problems: Sequence[Quadratic], kept: Sequence[int], selection: Selection, *, debiased: bool
+def _shrunk(
+    problems: Sequence[Quadratic], kept: Sequence[int], selection: Selection
 ) -> list[Array]:
-    """M of every problem: least squares on what stays, or what the group lasso made of it."""
-    if debiased:
-        return [debias(problem, kept, RIDGE) for problem in problems]
+    """M of every problem as the group lasso leaves it."""
     lasso = GroupLasso(problems, scale_invariant=selection.scale_invariant)
     strength = selection.strength or _reaching(lasso, len(kept))
     solution = lasso.solve(strength * lasso.lambda_max)

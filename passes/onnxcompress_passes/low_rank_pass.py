@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import ClassVar, Generic, TypeVar
 
@@ -25,6 +25,7 @@ from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Site
 from onnxcompress.plan.known_moments import layer_moments
 from onnxcompress_passes.frontier import Rung, ladder
 from onnxcompress_passes.nuclear_rank import NUCLEAR, nuclear_fraction, nuclear_rank
+from onnxcompress_passes.recentred import metric_of
 
 Array = NDArray[np.float64]
 Ranks = tuple[int, ...]
@@ -55,6 +56,11 @@ class LowRankPass(Pass[S], Generic[L, S]):
         default=8, metadata={"help": "rank=auto offers multiples of this many channels"}
     )
 
+    rungs: int = field(
+        default=8,
+        kw_only=True,
+        metadata={"help": "rank=auto offers at most this many ranks per layer to plan with"},
+    )
     metric: str = field(
         default="auto",
         kw_only=True,
@@ -78,6 +84,8 @@ class LowRankPass(Pass[S], Generic[L, S]):
             parse_rank_policy(self.rank)
         if type(self.round_to) is not int or self.round_to < 1:
             raise UsageError(f"{self.name}: round_to={self.round_to!r} must be a whole number >= 1")
+        if type(self.rungs) is not int or self.rungs < 1:
+            raise UsageError(f"{self.name}: rungs={self.rungs!r} must be a whole number >= 1")
         if self.metric not in METRICS:
             raise UsageError(f"{self.name}: metric={self.metric!r} is none of {', '.join(METRICS)}")
 
@@ -103,7 +111,10 @@ class LowRankPass(Pass[S], Generic[L, S]):
             for ranks in product(*(_multiples(size, self.round_to) for size in full))
             if ranks != full
         ]
-        kept = ladder(rungs, before)
+        kept = ladder(rungs, before, steps=self.rungs)
+        if covariances is not None:
+            exact = [replace(r, damage=self._damage(blocks, covariances, r)) for r in kept]
+            kept = ladder(exact, before, steps=self.rungs)
         # The cheapest rung that keeps at least the energy that EVBMF calls signal.
         signal = self._ranks(parse_rank_policy("evbmf"), blocks)
         fitting = [r for r in kept if 0 not in signal and r.damage <= lost[signal] * (1 + 1e-9)]
@@ -164,7 +175,8 @@ class LowRankPass(Pass[S], Generic[L, S]):
             return None
         every = [site.node for site in self.sites(facts) if isinstance(site, Site)]
         fitting = [name for name in every if self._features(name, facts) <= MOST_FEATURES]
-        return layer_moments(facts, fitting)[node].centred().gram
+        layer = linear_layer(facts.view.nodes[node], facts.view)
+        return metric_of(layer, layer_moments(facts, fitting)[node], facts.view)
 
     @staticmethod
     def _features(node: str, facts: Facts) -> int:
@@ -173,6 +185,10 @@ class LowRankPass(Pass[S], Generic[L, S]):
     @abc.abstractmethod
     def _lost_energy(self, blocks: Sequence[Array], covariances: Array | None) -> Array:
         """Relative squared error of the weight, or of the answers, indexed by ranks."""
+
+    def _damage(self, blocks: Sequence[Array], covariances: Array, rung: Rung[Ranks]) -> float:
+        """What ranks really lose in the metric of the data, where the table only bounds it."""
+        return rung.damage
 
     @abc.abstractmethod
     def _setting(self, ranks: Ranks, metric: str, *, lossless: bool) -> S:

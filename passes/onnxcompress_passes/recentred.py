@@ -1,4 +1,4 @@
-"""The bias of a layer that was approximated: its mean answer stays what it was."""
+"""The metric of the data, and the bias that goes with it: mean answers stay what they were."""
 
 from __future__ import annotations
 
@@ -6,10 +6,28 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnxcompress.analyse.linear import LinearLayer, linear_layer
+from onnxcompress.analyse.moments import Moments
 from onnxcompress.graph.editor import Editor
+from onnxcompress.graph.view import GraphView
 from onnxcompress.plan.known_moments import moments_of
 
 Array = NDArray[np.float64]
+
+
+def metric_of(layer: LinearLayer, moments: Moments, view: GraphView) -> Array:
+    """What an error in a layer's weights costs, [groups, d, d].
+
+    The covariance of what it reads, where its bias can make up for means; else E[x x'].
+    """
+    return moments.centred().gram if layer.can_recentre(view) else moments.gram
+
+
+def metric_in(edit: Editor, node: str) -> Array:
+    """The same for a layer of an editor's model, as it was."""
+    view = GraphView(edit.model)
+    layer = linear_layer(view.nodes[node], view)
+    return metric_of(layer, moments_of(edit, node), view)
 
 
 def recentred_bias(edit: Editor, node: gs.Node, matrices: Array) -> gs.Tensor | None:
@@ -17,19 +35,23 @@ def recentred_bias(edit: Editor, node: gs.Node, matrices: Array) -> gs.Tensor | 
 
     Args:
         edit: the editor that the node belongs to.
-        node: a Conv, as it was.
-        matrices: the weights that take its place, [groups, h, d].
+        node: a Conv, Gemm or MatMul, as it was but for its bias.
+        matrices: the weights that take its place, [groups, h, d], without alpha.
 
     Returns:
-        A new constant; or the bias as it is, where it is computed at run time.
+        A new constant; or the bias as it is, where there can be no other.
     """
+    view = GraphView(edit.model)
+    layer = linear_layer(view.nodes[node.name], view)
     old = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
-    if old is not None and not isinstance(old, gs.Constant):
+    if not layer.can_recentre(view) or (old is not None and not isinstance(old, gs.Constant)):
         return old
     weight = np.asarray(node.inputs[1].values)
-    missing = weight.astype(np.float64).reshape(matrices.shape) - matrices
-    moved = np.einsum("ghd,gd->gh", missing, moments_of(edit, node.name).mean).ravel()
-    if old is not None:
-        moved = moved + np.asarray(old.values, dtype=np.float64).ravel()
+    alpha = float(getattr(layer.spec, "alpha", 1.0))
+    missing = layer.matrices(weight) - alpha * matrices
+    moved = np.einsum("ghd,gd->gh", missing, moments_of(edit, node.name).mean)
     dtype = weight.dtype if old is None else np.asarray(old.values).dtype
-    return edit.constant(f"{node.name}_recentred", moved.astype(dtype))
+    added = np.asarray(layer.stored_bias(moved, np.dtype(np.float64)), dtype=np.float64)
+    if old is not None:
+        added = added + np.asarray(old.values, dtype=np.float64).ravel()
+    return edit.constant(f"{node.name}_recentred", added.astype(dtype))

@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxcompress.analyse.facts import Facts, Unsupported
+from onnxcompress.analyse.linear import linear_layer
 from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.spec import ConvSpec, DenseSpec, conv_spec, dense_spec
@@ -25,10 +26,9 @@ from onnxcompress.numerics.energy import lost_energy_svd
 from onnxcompress.numerics.low_rank import LowRank, truncated_svd
 from onnxcompress.numerics.ranks import RankPolicy
 from onnxcompress.plan.contract import Candidate, Refusal, Site
-from onnxcompress.plan.known_moments import moments_of
 from onnxcompress_passes.eligibility import QUANTISED, quantised_layers, reason_to_leave
 from onnxcompress_passes.low_rank_pass import DATA, WEIGHTS, LowRankPass, Ranks
-from onnxcompress_passes.recentred import recentred_bias
+from onnxcompress_passes.recentred import metric_in, recentred_bias
 
 Array = NDArray[np.float64]
 
@@ -108,8 +108,9 @@ class Svd(LowRankPass[ConvSpec | DenseSpec, SvdRank]):
         weights = setting.rank * (features_in + features_out)
         constant_bias = layer.bias is not None and facts.view.is_constant(layer.bias)
         bias = facts.view.array(layer.bias).size if layer.bias and constant_bias else 0
-        if isinstance(layer, ConvSpec) and layer.bias is None and setting.metric == DATA:
-            bias = layer.out_channels
+        if layer.bias is None and setting.metric == DATA:
+            linear = linear_layer(facts.view.nodes[layer.node], facts.view)
+            bias = features_out if linear.can_hold_bias else 0
         itemsize = facts.view.array(layer.weight).dtype.itemsize
         return Cost(weights * positions, weights + bias, (weights + bias) * itemsize)
 
@@ -120,7 +121,7 @@ def _factors(
     """Two factors of the matrix [h, d] of every group."""
     if setting.metric != DATA:
         return [truncated_svd(matrix, setting.rank) for matrix in matrices]
-    covariances = moments_of(edit, node.name).centred().gram
+    covariances = metric_in(edit, node.name)
     return [data_svd(m, r, setting.rank) for m, r in zip(matrices, covariances, strict=True)]
 
 
@@ -164,6 +165,10 @@ def _rewrite_dense(node: gs.Node, setting: SvdRank, edit: Editor) -> None:
     transposed = bool(node.attrs.get("transB", 0))
     outward = stored.astype(np.float64) if transposed else stored.astype(np.float64).T
     (part,) = _factors(node, [outward], setting, edit)
+    bias = [*node.inputs[2:]]
+    if setting.metric == DATA:
+        recentred = recentred_bias(edit, node, part.reconstruct()[np.newaxis])
+        bias = [] if recentred is None else [recentred]
     # y = x W' with W = (left) (right): x (right)' (left)'.
     second_weight = part.left if transposed else part.left.T
     middle = edit.variable(f"{node.name}_svd_in_out", node.inputs[0])
@@ -183,7 +188,7 @@ def _rewrite_dense(node: gs.Node, setting: SvdRank, edit: Editor) -> None:
         inputs=[
             middle,
             edit.constant(f"{node.name}_svd_out", second_weight.astype(stored.dtype)),
-            *node.inputs[2:],
+            *bias,
         ],
     )
     edit.replace(node, [first, second])

@@ -24,6 +24,7 @@ from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.spec import ConvSpec, conv_spec
 from onnxcompress.numerics.data_low_rank import (
+    data_loss,
     data_lost_energy_tucker2,
     data_tucker2,
     variances,
@@ -33,10 +34,10 @@ from onnxcompress.numerics.ranks import RankPolicy
 from onnxcompress.numerics.tucker import Tucker2 as Factors
 from onnxcompress.numerics.tucker import tucker2
 from onnxcompress.plan.contract import Candidate, Refusal, Site
-from onnxcompress.plan.known_moments import moments_of
 from onnxcompress_passes.eligibility import quantised_layers, reason_to_leave
+from onnxcompress_passes.frontier import Rung
 from onnxcompress_passes.low_rank_pass import DATA, WEIGHTS, LowRankPass, Ranks
-from onnxcompress_passes.recentred import recentred_bias
+from onnxcompress_passes.recentred import metric_in, recentred_bias
 
 Array = NDArray[np.float64]
 
@@ -143,6 +144,14 @@ class Tucker2(LowRankPass[ConvSpec, Tucker2Ranks]):
         tables = [data_lost_energy_tucker2(block, r) for block, r in pairs]
         return np.asarray(np.tensordot(shares, np.stack(tables), axes=1))
 
+    def _damage(self, blocks: Sequence[Array], covariances: Array, rung: Rung[Ranks]) -> float:
+        """The error of the very factors that the rewrite makes; the table adds up both sides."""
+        rank_out, rank_in = rung.setting
+        pairs = list(zip(blocks, covariances, strict=True))
+        lost = [data_loss(block, r, rank_out, rank_in) for block, r in pairs]
+        shares = variances([(b.reshape(len(b), -1), r) for b, r in pairs])
+        return min(rung.damage, float(shares @ np.array(lost)))
+
     def _setting(self, ranks: Ranks, metric: str, *, lossless: bool) -> Tucker2Ranks:
         return Tucker2Ranks(ranks[0], ranks[1], triple=lossless, metric=metric)
 
@@ -186,7 +195,7 @@ def _decompose(node: gs.Node, group: int, ranks: Tucker2Ranks, edit: Editor) -> 
     weight = np.asarray(node.inputs[1].values)
     blocks = _blocks(weight.astype(np.float64), group)
     if ranks.metric == DATA:
-        covariances = moments_of(edit, node.name).centred().gram
+        covariances = metric_in(edit, node.name)
         return [
             data_tucker2(block, covariance, ranks.rank_out, ranks.rank_in)
             for block, covariance in zip(blocks, covariances, strict=True)

@@ -26,8 +26,8 @@ from onnxcompress.runtime import open_session
 SHARED = Path(os.environ.get("ONNXCOMPRESS_DATA", "../shared"))
 IMAGES = SHARED / "data" / "cifar10_lossless"
 MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-MIXED = ("lnr:round_to=2", "tucker2:round_to=1")
-PRUNING = ("lnr:round_to=1",)
+MIXED = ("lnr:round_to=2,branches=false", "tucker2:round_to=1,rungs=24")
+PRUNING = ("lnr:round_to=2,branches=false",)
 JOBS = {
     "resnet56_cifar10": [(0.75, MIXED), (0.5, MIXED), (0.4, MIXED), (0.5, PRUNING)],
     "resnet20_cifar10": [(0.75, MIXED), (0.5, MIXED), (0.5, PRUNING)],

@@ -1,4 +1,4 @@
-"""A pass that does as it is told, over four convolutions in a row."""
+"""A pass that does as it is told, over four convolutions in a row; and a bench for repair."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ import pytest
 from onnxcompress.analyse.facts import Facts, Need
 from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editor import Editor
+from onnxcompress.graph.view import GraphView
 from onnxcompress.load.canonical import canonicalise
 from onnxcompress.plan.contract import Candidate, Pass, Refusal, Site
 from onnxcompress.rewrite.manager import Rewritten, rewrite
+from onnxcompress.rewrite.repair import Repair, Repaired
+from onnxcompress.runtime import Execution
 
 Act = Callable[[str, Editor], None]
 
@@ -114,3 +117,78 @@ def halve() -> Act:
         edit.replace(old, [first, gs.Node("Mul", f"{node}_twice", {}, [middle, two])])
 
     return act
+
+
+class Bench:
+    """Originals, variants of them, and what repair makes of the variants."""
+
+    @staticmethod
+    def variant(model: onnx.ModelProto, **values: np.ndarray) -> onnx.ModelProto:
+        """A copy with other values of these constants."""
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        for tensor in copy.graph.initializer:
+            if tensor.name in values:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values[tensor.name], tensor.name))
+        return copy
+
+    @staticmethod
+    def constant(model: onnx.ModelProto, node: str, index: int) -> np.ndarray:
+        """What a node reads as its input `index`, in float64."""
+        view = GraphView(model)
+        return view.array64(view.nodes[node].input[index])
+
+    @staticmethod
+    def batched(feeds: dict[str, np.ndarray], size: int = 64) -> list[dict[str, np.ndarray]]:
+        """The same samples, batch by batch; the last batch may be short."""
+        count = len(next(iter(feeds.values())))
+        return [
+            {name: values[at : at + size] for name, values in feeds.items()}
+            for at in range(0, count, size)
+        ]
+
+    def repaired(
+        self,
+        original: onnx.ModelProto,
+        result: onnx.ModelProto,
+        feeds: dict[str, np.ndarray],
+        kept: Any = None,
+        **options: Any,
+    ) -> Repaired:
+        """The variant, repaired on these samples; neither model changes."""
+        models = (original, result)
+        before = [m.SerializeToString(deterministic=True) for m in models]
+        repair = Repair(original, self.batched(feeds), Execution(threads=1), **options)
+        found = repair(result, kept or {})
+        assert [m.SerializeToString(deterministic=True) for m in models] == before
+        onnx.checker.check_model(found.model, full_check=True)
+        return found
+
+    @staticmethod
+    def ridge(
+        x: np.ndarray, y: np.ndarray, prior: np.ndarray, shrinkage: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(A, b) of lstsq on the rows [rows, d] -> [rows, h] themselves, drawn to a prior [h, d].
+
+        The bias is free: it is a column of ones that nothing draws anywhere.
+        """
+        features, rows = x.shape[1], len(x)
+        centred = x - x.mean(axis=0)
+        weight = np.sqrt(shrinkage * np.square(centred).sum() / features)
+        left = np.block(
+            [[x, np.ones((rows, 1))], [weight * np.eye(features), np.zeros((features, 1))]]
+        )
+        right = np.concatenate([y, weight * prior.T])
+        found = np.linalg.lstsq(left, right, rcond=None)[0]
+        return found[:-1].T, found[-1]
+
+    @staticmethod
+    def rows(values: np.ndarray) -> np.ndarray:
+        """[N, C, *spatial] as [positions, C]."""
+        return np.moveaxis(values, 1, -1).reshape(-1, values.shape[1])
+
+
+@pytest.fixture(scope="session")
+def bench() -> Bench:
+    """`bench.repaired(original, bench.variant(original, w=...), feeds)`."""
+    return Bench()

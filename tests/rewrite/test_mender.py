@@ -1,0 +1,102 @@
+"""Repair as jobs see it: whether it happens, and what it does for the outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxcompress as oc
+from onnxcompress.analyse.sizes import input_specs
+from onnxcompress.calibrate.arrays import dataset_from_arrays
+from onnxcompress.graph.cost import Cost
+from onnxcompress.graph.memo import Memo
+from onnxcompress.plan.channels.remove import remove_channels
+from onnxcompress.plan.contract import Candidate, Site
+from onnxcompress.rewrite.mender import Mender
+from onnxcompress.runtime import Execution
+from onnxcompress_passes.prune import Prune
+
+CHAIN = """net (float[N, 3, 6, 7] x) => (float[N, 5] y) {
+    [one] a = Conv <pads = [1, 1, 1, 1], strides = [2, 1]> (x, w1, b1) [r1] b = Relu (a)
+    [two] c = Conv <pads = [0, 1, 1, 0]> (b, w2) [r2] d = Relu (c)
+    [pool] e = GlobalAveragePool (d) [flat] f = Flatten (e)
+    [fc] y = Gemm <transB = 1> (f, w3, b3) }"""
+
+
+def chain(nets: Any, one: int, two: int) -> onnx.ModelProto:
+    made: onnx.ModelProto = nets.build(
+        CHAIN, w1=(one, 3, 3, 3), b1=(one,), w2=(two, one, 2, 2), w3=(5, two), b3=(5,)
+    )
+    return made
+
+
+def relative(kit: Any, model: onnx.ModelProto, other: onnx.ModelProto, feeds: Any) -> float:
+    (one,), (two,) = kit.run(model, feeds), kit.run(other, feeds)
+    return float(np.linalg.norm(two.astype(np.float64) - one) / np.linalg.norm(one))
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("repair", ["refit", "scale"])
+def test_jobs_come_closer_with_repair(nets: Any, kit: Any, repair: str) -> None:
+    model = chain(nets, 12, 16)
+    feeds = nets.samples(model, 200)
+
+    def made(method: str) -> Any:
+        return oc.compress(
+            model,
+            data=feeds,
+            passes=["prune:channels=0.5"],
+            gate=False,
+            repair=method,
+            max_drop=100.0,
+            min_snr=-100.0,
+            threads=1,
+        )
+
+    off, on = made("off"), made(repair)
+    assert off.report["repair"] is None
+    assert on.report["repair"]["method"] == repair
+    layers = on.report["repair"]["layers"]
+    assert any(one["error_after"] < one["error_before"] for one in layers)
+    fresh = nets.samples(model, 200, seed=9)
+    assert relative(kit, model, on.model, fresh) < 0.9 * relative(kit, model, off.model, fresh)
+    assert on.model.SerializeToString() == made(repair).model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("damage", "data", "method", "repairs"),
+    [
+        (0.1, True, "refit", True),
+        (0.1, True, "scale", True),
+        (0.0, True, "refit", False),
+        (0.1, False, "refit", False),
+        (0.1, True, "off", False),
+    ],
+)
+def test_when_a_job_repairs(
+    nets: Any, *, damage: float, data: bool, method: str, repairs: bool
+) -> None:
+    """Nothing where nothing was lossy, where there is no data, and where it is switched off."""
+    model = chain(nets, 6, 4)
+    feeds = nets.samples(model, 30)
+    facts = nets.facts(model, feeds)
+    given = dataset_from_arrays(feeds, input_specs(model)) if data else None
+    owner = Prune(round_to=1, branches=False)
+    site = Site("prune", "one")
+    narrow = next(
+        c for c in owner.candidates(site, facts) if c.damage > 0 and len(c.setting.kept) < 6
+    )
+    candidate = Candidate(site, narrow.setting, narrow.touches, Cost(), Cost(), damage)
+    mender = Mender(facts, given, {"prune": owner}, Memo(), Execution(threads=1), 0, method)
+    coupling = facts.coupling()
+    gone = {"one": tuple(sorted(set(range(6)) - set(narrow.setting.kept)))}
+    result = remove_channels(model, coupling, gone)
+    found = mender(result, [candidate])
+    assert (found is not None) == repairs
+    if found is not None:
+        assert {m.node for m in found.mended} == {"one", "two", "fc"}
+        assert mender.samples == 30
+        assert mender(result, [candidate], briefly=True) is not None
