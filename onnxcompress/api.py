@@ -8,7 +8,7 @@ from typing import Any
 
 from onnxcompress.analyse.sizes import input_specs, parse_shape
 from onnxcompress.calibrate.inputs import open_data
-from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR, Config
+from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR, SAMPLES, Config
 from onnxcompress.load.source import ModelSource, read_source
 from onnxcompress.pipeline import Result, run
 from onnxcompress.plan.contract import Pass
@@ -48,6 +48,7 @@ def compress(
     batch: int | None = None,
     gate: bool | None = None,
     repair: str = "refit",
+    samples: int = SAMPLES,
     exclude: Iterable[str] = (),
     plan: str | Path | None = None,
     run_dir: str | Path | None = None,
@@ -78,6 +79,7 @@ def compress(
             are MACs, parameters or size.
         repair: fit the layers behind lossy rewrites again on `data`: refit (their weights), scale
             (only a scale and a bias per channel) or off.
+        samples: inputs of `data` that moments and repair look at, at most.
         exclude: regular expressions of node names to leave alone.
         plan: replay this plan file.
         run_dir: folder that keeps measured latencies and the plan.
@@ -111,6 +113,7 @@ def compress(
         batch=batch,
         gate=gate,
         repair=repair,
+        samples=samples,
         exclude=tuple(exclude),
         plan=Path(plan) if plan is not None else None,
         run=Path(run_dir) if run_dir is not None else None,

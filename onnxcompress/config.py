@@ -16,6 +16,7 @@ from onnxcompress.runtime import Execution
 DEFAULT_MAX_DROP = 1.0
 DEFAULT_MIN_SNR = 30.0
 REPAIRS = ("refit", "scale", "off")
+SAMPLES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class Config:
         gate: time every rewrite and keep the faster ones; None decides by the targets.
         repair: how layers behind lossy rewrites are fitted again on calibration inputs: refit,
             scale (a scale and a bias per channel), or off.
+        samples: calibration inputs that moments and repair look at, at most.
         exclude: regular expressions of node names to leave alone.
         plan: replay this plan file instead of planning.
         run: folder for the journal (plan, latency table).
@@ -58,6 +60,7 @@ class Config:
     batch: int | None = None
     gate: bool | None = None
     repair: str = "refit"
+    samples: int = SAMPLES
     exclude: tuple[str, ...] = ()
     plan: Path | None = None
     run: Path | None = None
@@ -78,6 +81,8 @@ class Config:
             raise UsageError("a latency target needs the latency gate: leave out --gate off")
         if self.repair not in REPAIRS:
             raise UsageError(f"--repair '{self.repair}' is none of {', '.join(REPAIRS)}")
+        if self.samples < 1:
+            raise UsageError(f"--samples must be at least 1, not {self.samples}")
         if not self.passes and self.plan is None:
             raise UsageError("no pass to apply: give --pass NAME, or leave it out for all of them")
         names = [p.name for p in self.passes]

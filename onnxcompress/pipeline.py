@@ -202,6 +202,7 @@ def prepare(source: ModelSource, config: Config, progress: Progress) -> Prepared
             inputs.calibration,
             config.execution,
             config.seed,
+            patched=config.samples,
             cache=config.run / "moments" if config.run is not None else None,
             progress=progress,
         )

@@ -93,6 +93,7 @@ class Planner:
             config.execution,
             config.seed,
             config.repair,
+            config.samples,
             progress,
         )
         self._trial = CalibrationTrial(

@@ -22,6 +22,7 @@ def with_collectors(
     observed: int = 256,
     samples: int = 1024,
     ablated: int = 256,
+    patched: int = SAMPLES,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Facts:
@@ -35,6 +36,7 @@ def with_collectors(
         observed: how many samples statistics of activations are taken of, at most.
         samples: how many samples gradients are taken of, at most.
         ablated: how many samples channels are ablated on, at most.
+        patched: how many samples moments are taken of, at most.
         cache: folder in which moments are kept between runs, or None.
         progress: told how far the ablation is.
     """
@@ -43,5 +45,5 @@ def with_collectors(
     sensitivity = CollectedSensitivity(
         model, shapes, data, execution, seed, samples, ablated, progress or Silent()
     )
-    moments = CollectedMoments(model, shapes, data, execution, seed, SAMPLES, cache)
+    moments = CollectedMoments(model, shapes, data, execution, seed, patched, cache)
     return facts.with_activations(activations).with_sensitivity(sensitivity).with_moments(moments)

@@ -11,7 +11,7 @@ import click
 
 from onnxcompress.cli import options as shared
 from onnxcompress.cli.console import errors, output, progress_for
-from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR, REPAIRS
+from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR, REPAIRS, SAMPLES
 
 
 @click.command("compress")
@@ -82,6 +82,13 @@ from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR, REPAIRS
     show_default=True,
     help="Fit the layers behind lossy rewrites again on --data: their weights (refit), only a "
     "scale and a bias per channel (scale), or not at all.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=SAMPLES,
+    show_default=True,
+    help="Inputs of --data that moments and repair look at, at most.",
 )
 @click.option("--exclude", multiple=True, metavar="REGEX", help="Node names to leave alone.")
 @click.option("--plan", "plan_file", type=click.Path(), metavar="FILE", help="Replay this plan.")
@@ -192,6 +199,7 @@ def make_config(values: dict[str, Any]) -> Any:
         batch=values["batch"],
         gate=None if values["gate"] is None else values["gate"] == "on",
         repair=values["repair"],
+        samples=values["samples"],
         exclude=tuple(values["exclude"]),
         plan=Path(values["plan_file"]) if values["plan_file"] else None,
         run=Path(values["run_dir"]) if values["run_dir"] else None,

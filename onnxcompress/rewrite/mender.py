@@ -36,6 +36,7 @@ class Mender:
         execution: provider and threads.
         seed: which samples and positions are looked at.
         method: refit, scale, or off.
+        most: how many calibration inputs a repair looks at, at most.
         progress: told how far a repair is.
     """
 
@@ -46,6 +47,7 @@ class Mender:
     execution: Execution
     seed: int
     method: str
+    most: int = SAMPLES
     progress: Progress = Silent()  # noqa: RUF009  (it has no state)
 
     def __call__(
@@ -83,7 +85,7 @@ class Mender:
 
     @property
     def samples(self) -> int:
-        """How many calibration inputs a repair looks at."""
+        """How many calibration inputs a repair really looks at."""
         return sum(len(next(iter(feeds.values()))) for feeds in self._feeds)
 
     @cached_property
@@ -91,7 +93,7 @@ class Mender:
         if self.data is None:
             return []
         facts = self.facts
-        return drawn_feeds(facts.model, facts.shapes(), self.data, self.seed, SAMPLES)
+        return drawn_feeds(facts.model, facts.shapes(), self.data, self.seed, self.most)
 
     def _kept(self, chosen: Sequence[Candidate[Any]]) -> Kept:
         """What is left of tensors that lost channels."""
