@@ -8,6 +8,7 @@ choice of ranks at once; of all of them the Pareto front of cost against damage 
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -143,6 +144,12 @@ class LowRankPass(Pass[S], Generic[L, S]):
             sizes = "x".join(map(str, full))
             raise NoCandidate(f"{policy} gives full rank ({sizes}): nothing to remove")
         return ranks
+
+    def describe(self, setting: S) -> str:
+        """The ranks, and what they were measured by where that is the data."""
+        values = dataclasses.asdict(setting)  # type: ignore[call-overload]
+        ranks = "x".join(str(v) for v in values.values() if type(v) is int)
+        return f"{ranks} by data" if values["metric"] == DATA else ranks
 
     @abc.abstractmethod
     def _layer(self, node: str, facts: Facts) -> tuple[L, list[Array]]:
