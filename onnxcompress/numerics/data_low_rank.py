@@ -26,7 +26,7 @@ _EXACT_FEATURES = 2400
 """Above this many inputs what a projected input side loses is estimated without least squares."""
 
 _GRID = 8
-_MOST_UNKNOWNS = 2500
+_MOST_UNKNOWNS = 1600
 _FEW_UNKNOWNS = 600
 SWEEPS = 3
 

@@ -17,6 +17,9 @@ Array = NDArray[np.float64]
 SHRINKAGES = (1e-9, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Values of rho to choose from."""
 
+FEW_SHRINKAGES = (1e-5, 1e-3, 1e-1)
+"""The same, where a rough choice will do."""
+
 
 def refit(gram: Array, cross: Array, prior: Array, shrinkage: float) -> Array:
     """Least squares drawn towards a prior.

@@ -14,14 +14,18 @@ from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.calibrate.moments import ROWS, SAMPLES, drawn_feeds
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.memo import Memo
+from onnxcompress.numerics.refit import FEW_SHRINKAGES
 from onnxcompress.plan.contract import Candidate, Pass
 from onnxcompress.plan.correspondence import Kept
 from onnxcompress.progress import Progress, Silent
+from onnxcompress.rewrite.mending import THOROUGH, Effort
 from onnxcompress.rewrite.repair import Repair, Repaired
 from onnxcompress.runtime import Array, Execution
 
 _BRIEFLY = 4
-"""A trial looks at a quarter of the samples and of their positions."""
+"""A trial looks at a quarter of the samples."""
+
+_BRIEF = Effort(ROWS // 8, FEW_SHRINKAGES)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Mender:
             self.execution,
             self.seed,
             self.method,
-            rows=ROWS // _BRIEFLY if briefly else ROWS,
+            effort=_BRIEF if briefly else THOROUGH,
             progress=None if briefly else self.progress.step,
         )
         return repair(model, self._kept(chosen))

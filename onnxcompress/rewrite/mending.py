@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxcompress.analyse.linear import LinearLayer
 from onnxcompress.analyse.moments import Moments
-from onnxcompress.calibrate.moments import positions_per_sample
+from onnxcompress.calibrate.moments import ROWS, positions_per_sample
 from onnxcompress.calibrate.patches import (
     Positions,
     answers_at,
@@ -75,12 +75,27 @@ class Mended:
         return self.method == "refit" and self.rows < _FEW * self.unknowns
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How closely a layer is looked at.
+
+    Attributes:
+        rows: positions to look at, at least; wide layers see more.
+        shrinkages: strengths of the pull towards the old weights to choose from.
+    """
+
+    rows: int = ROWS
+    shrinkages: tuple[float, ...] = SHRINKAGES
+
+
+THOROUGH = Effort()
+
 Constants = dict[int, Array]
 """New operands of a node, by index."""
 
 
 def refitted(
-    layer: LinearLayer, aim: Aim, view: GraphView, walks: Walks, seed: int, least_rows: int
+    layer: LinearLayer, aim: Aim, view: GraphView, walks: Walks, seed: int, effort: Effort
 ) -> tuple[Mended, Constants]:
     """Least squares of a layer's weights and bias.
 
@@ -89,7 +104,7 @@ def refitted(
     """
     weight = view.array(layer.spec.weight)
     prior, bias = layer.matrices(weight), layer.bias(view)
-    fitted, held = _sums(layer, aim, view, walks, seed, least_rows)
+    fitted, held = _sums(layer, aim, view, walks, seed, effort)
     seen, unseen = fitted.moments(), held.moments()
     rows = fitted.rows + held.rows
     movable = bias is not None and layer.can_hold_bias and not aim.through
@@ -104,7 +119,7 @@ def refitted(
     centred = movable or bool(aim.through)
     basis = seen.centred() if centred else _without_bias(seen, own)
     tried = [(float("inf"), prior)]
-    tried += [(s, refit(basis.gram, basis.cross, prior, s)) for s in reversed(SHRINKAGES)]
+    tried += [(s, refit(basis.gram, basis.cross, prior, s)) for s in reversed(effort.shrinkages)]
     errors = [unseen.error(m, offset(m, seen, moved=movable)) / scale for _, m in tried]
     at = _closest(errors, before)
     shrinkage, after = tried[at][0], errors[at]
@@ -123,7 +138,7 @@ def refitted(
 
 
 def refactored(
-    row: Factored, aim: Aim, view: GraphView, walks: Walks, seed: int, least_rows: int
+    row: Factored, aim: Aim, view: GraphView, walks: Walks, seed: int, effort: Effort
 ) -> tuple[Mended, dict[str, Constants]]:
     """Least squares of the layer that factors stand for, factored again.
 
@@ -137,7 +152,7 @@ def refactored(
     prior, bias = row.product(view), last.bias(view)
     own = np.zeros(prior.shape[:2]) if bias is None else bias.reshape(prior.shape[:2])
     movable = bias is not None and last.can_hold_bias
-    fitted, held = _sums(layer, aim, view, walks, seed, least_rows)
+    fitted, held = _sums(layer, aim, view, walks, seed, effort)
     seen, unseen = fitted.moments(), held.moments()
     rows = fitted.rows + held.rows
     basis = seen.centred() if movable else _without_bias(seen, own)
@@ -148,7 +163,7 @@ def refactored(
         return unseen.error(matrices, best_bias(matrices, seen) if movable else own) / scale
 
     tried = [(float("inf"), error(prior))]
-    for shrinkage in reversed(SHRINKAGES):
+    for shrinkage in reversed(effort.shrinkages):
         full = refit(basis.gram, basis.cross, prior, shrinkage)
         parts = row.factors(full[0], basis.gram[0], sweeps=0)
         tried.append((shrinkage, error(row.multiplied(parts))))
@@ -193,10 +208,10 @@ def best_bias(matrices: Array64, moments: Moments) -> Array64:
 
 
 def _sums(
-    layer: LinearLayer, aim: Aim, view: GraphView, walks: Walks, seed: int, least_rows: int
+    layer: LinearLayer, aim: Aim, view: GraphView, walks: Walks, seed: int, effort: Effort
 ) -> tuple[Sums, Sums]:
     """Products of what a layer reads now with what it should answer: fitted, and held out."""
-    each = positions_per_sample(layer, walks.feeds, least_rows)
+    each = positions_per_sample(layer, walks.feeds, effort.rows)
     chance = np.random.default_rng([seed, *layer.node.encode()])
     size = (layer.node, layer.groups, layer.outputs, layer.features)
     fitted, held = Sums(*size, copies=4), Sums(*size, copies=4)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import onnx
 
 from onnxcompress.analyse.linear import linear_layer
-from onnxcompress.calibrate.moments import ROWS
 from onnxcompress.errors import ModelError, UsageError
 from onnxcompress.graph.branch_removal import restore_thresholds
 from onnxcompress.graph.editor import Editor
@@ -26,7 +25,15 @@ from onnxcompress.plan.correspondence import Kept, correspondence
 from onnxcompress.rewrite.aims import Aim, Aims
 from onnxcompress.rewrite.changes import changed_nodes, reached
 from onnxcompress.rewrite.factored import factored_layers
-from onnxcompress.rewrite.mending import Constants, Mended, refactored, refitted, rescaled
+from onnxcompress.rewrite.mending import (
+    THOROUGH,
+    Constants,
+    Effort,
+    Mended,
+    refactored,
+    refitted,
+    rescaled,
+)
 from onnxcompress.rewrite.pairs import Walks
 from onnxcompress.runtime import Array, Execution
 
@@ -58,7 +65,7 @@ class Repair:
         execution: provider and threads.
         seed: which positions are looked at, and which samples are held out.
         method: "refit" fits weights, "scale" only a scale and a bias per channel.
-        rows: positions per layer to look at; wide layers see more.
+        effort: how closely layers are looked at.
         most: how many layers to fit, the first ones; None fits all.
         progress: told how far it is.
     """
@@ -68,7 +75,7 @@ class Repair:
     execution: Execution
     seed: int = 0
     method: str = "refit"
-    rows: int = ROWS
+    effort: Effort = THOROUGH
     most: int | None = None
     progress: Callable[[int, int], None] | None = None
 
@@ -114,7 +121,7 @@ class Repair:
                 if aim is None:
                     raise ModelError("nothing in the original says what it should answer")
                 if row is not None:
-                    found, constants = refactored(row, aim, after, walks, self.seed, self.rows)
+                    found, constants = refactored(row, aim, after, walks, self.seed, self.effort)
                 else:
                     found, own = self._mend(node, aim, after, walks)
                     constants = {node.name: own}
@@ -135,7 +142,7 @@ class Repair:
     ) -> tuple[Mended, Constants]:
         if self.method == "refit" and node.op_type != "ConvTranspose":
             layer = linear_layer(node, view)
-            return refitted(layer, aim, view, walks, self.seed, self.rows)
+            return refitted(layer, aim, view, walks, self.seed, self.effort)
         if aim.through:
             raise ModelError("a factor in front of another one has no scale of its own")
         if not all(view.is_constant(name) for name in node.input[1:] if name):
