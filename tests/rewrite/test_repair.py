@@ -181,7 +181,9 @@ def test_the_same_seed_gives_the_same_bytes(nets: Any, bench: Any) -> None:
     noise = np.random.default_rng(3).standard_normal((6, 3, 3, 3)).astype(np.float32)
     result = bench.variant(model, w1=noise)
     one, again, other = (
-        bench.repaired(model, result, feeds, seed=s, rows=200).model.SerializeToString()
+        bench.repaired(
+            model, result, feeds, seed=s, effort=mending.Effort(rows=200)
+        ).model.SerializeToString()
         for s in (1, 1, 2)
     )
     assert one == again
