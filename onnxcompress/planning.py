@@ -82,9 +82,10 @@ class Planner:
         owners: Sequence[Pass[Any]] = config.passes
         if config.plan is not None:
             self._replay, owners = read_plan(config.plan)
-            self._check_replay(self._replay)
         self._owners = owners
         self.passes = {owner.name: owner for owner in owners}
+        if self._replay is not None:
+            self._check_replay(self._replay)
         self.mender = Mender(
             facts,
             inputs.calibration,
@@ -296,6 +297,12 @@ class Planner:
         excluded = [n for c in plan.chosen for n in c.touches if n in self._facts.excluded]
         if excluded:
             raise UsageError(f"the plan rewrites node '{excluded[0]}', which --exclude keeps")
+        needy = [c for c in plan.chosen if self.passes[c.site.pass_name].needs_data(c.setting)]
+        if needy and self._inputs.calibration is None:
+            raise UsageError(
+                f"the plan rewrites '{needy[0].site.node}' by what calibration inputs say: give "
+                "--data, the same as for the plan"
+            )
         if plan.model_digest != model_digest(self._facts.model):
             self._progress.note("the plan was made for other weights of this architecture")
 

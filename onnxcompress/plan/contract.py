@@ -139,6 +139,10 @@ class Pass(abc.ABC, Generic[S]):
         values = dataclasses.asdict(setting).values()  # type: ignore[call-overload]
         return "x".join(str(value) for value in values if not isinstance(value, bool))
 
+    def needs_data(self, setting: S) -> bool:
+        """Whether carrying out this setting takes calibration inputs (a replay may have none)."""
+        return False
+
     @property
     def works_together(self) -> bool:
         """Whether all candidates are carried out at once, so that they may share nodes."""

@@ -123,6 +123,10 @@ class Lnr(ChannelPass):
         whole = self._toll(group, gone, facts, coupling).before
         return [self.offer(site, group, gone, whole, facts, coupling, recommended=True)]
 
+    def needs_data(self, setting: KeptChannels) -> bool:
+        """Weights that the pass fits itself are worked out from data."""
+        return self.weights != "repair"
+
     @property
     def _fixed(self) -> bool:
         """Whether the options alone say what stays."""

@@ -151,6 +151,10 @@ class LowRankPass(Pass[S], Generic[L, S]):
         ranks = "x".join(str(v) for v in values.values() if type(v) is int)
         return f"{ranks} by data" if values["metric"] == DATA else ranks
 
+    def needs_data(self, setting: S) -> bool:
+        """Factors in the metric of the data are worked out from it."""
+        return bool(dataclasses.asdict(setting)["metric"] == DATA)  # type: ignore[call-overload]
+
     @abc.abstractmethod
     def _layer(self, node: str, facts: Facts) -> tuple[L, list[Array]]:
         """The layer's spec, and its weight in float64 as one block per group."""

@@ -41,7 +41,12 @@ def test_what_a_dry_run_writes(plan: Path) -> None:
         ("conv2", "tucker2"),
         ("point", "svd"),
     ]
-    assert values["chosen"][0]["setting"] == {"rank_out": 8, "rank_in": 8, "triple": False}
+    assert values["chosen"][0]["setting"] == {
+        "rank_out": 8,
+        "rank_in": 8,
+        "triple": False,
+        "metric": "weights",
+    }
     # 24 -> 8 -> 8 -> 32 channels on 6 x 7 positions.
     after = 42 * (24 * 8 + 8 * 8 * 9 + 8 * 32)
     assert values["chosen"][0]["before"]["macs"] == 42 * 32 * 24 * 9
@@ -67,8 +72,19 @@ def test_the_plan_in_a_report_can_be_replayed(
     report = json.loads(first.with_name("first.onnx.report.json").read_text())
     path = model.with_name("taken.json")
     path.write_text(json.dumps(report["plan"]))
-    assert replay(cli, model, path).code == 0
+    outcome = replay(cli, model, path, "--data", samples)
+    assert outcome.code == 0, outcome.err
     assert model.with_name("out.onnx").read_bytes() == first.read_bytes()
+
+
+def test_a_plan_made_from_data_needs_it(
+    refuse: Callable[..., Any], cli: Callable[..., Any], model: Path, samples: Path
+) -> None:
+    out = model.with_name("out.onnx")
+    options = ["--pass", "tucker2:rank=8x8", "--data", samples, "--gate", "off", "--dry-run"]
+    assert cli("compress", model, out, *options).code == 0
+    plan = out.with_name("out.onnx.plan.json")
+    refuse(2, "compress", model, out, "--plan", plan, "--gate", "off", words=["conv2", "--data"])
 
 
 def test_a_retrained_model_takes_the_plan(
@@ -203,7 +219,11 @@ def test_the_same_latency_table_gives_the_same_bytes(
         results.append((out.read_bytes(), (folder / "plan.json").read_bytes(), len(calls)))
     assert results[0] == results[1]
     assert calls
-    assert sorted(path.name for path in folder.iterdir()) == ["latency.json", "plan.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "latency.json",
+        "moments",
+        "plan.json",
+    ]
 
 
 def test_bytes_do_not_depend_on_the_hash_seed(
