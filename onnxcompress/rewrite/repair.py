@@ -66,7 +66,6 @@ class Repair:
         seed: which positions are looked at, and which samples are held out.
         method: "refit" fits weights, "scale" only a scale and a bias per channel.
         effort: how closely layers are looked at.
-        most: how many layers to fit, the first ones; None fits all.
         progress: told how far it is.
     """
 
@@ -76,7 +75,6 @@ class Repair:
     seed: int = 0
     method: str = "refit"
     effort: Effort = THOROUGH
-    most: int | None = None
     progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
@@ -107,7 +105,7 @@ class Repair:
         ]
         rows = factored_layers(before, after) if self.method == "refit" else {}
         inside = {name for first, row in rows.items() for name in row.nodes if name != first}
-        units = [node for node in layers if node.name not in inside][: self.most]
+        units = [node for node in layers if node.name not in inside]
         walks = Walks(before, after, self.feeds, self.execution)
         unsettled = {node.name for node in layers}
         mended: list[Mended] = []
