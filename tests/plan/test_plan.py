@@ -57,9 +57,17 @@ def test_plain_values(plan: Plan) -> None:
     ]  # fmt: skip
     assert values["version"] == 1
     assert json.loads(plan.to_json()) == values
-    assert values["passes"][0] == {"name": "tucker2", "options": {"rank": "2x3", "round_to": 8}}
+    assert values["passes"][0] == {
+        "name": "tucker2",
+        "options": {"rank": "2x3", "round_to": 8, "rungs": 8, "metric": "auto"},
+    }
     two = next(c for c in values["chosen"] if c["node"] == "two")
-    assert two["setting"] == {"rank_out": 2, "rank_in": 3, "triple": False}
+    assert two["setting"] == {
+        "rank_out": 2,
+        "rank_in": 3,
+        "triple": False,
+        "metric": "weights",
+    }
     # 5 x 5 positions; 4 -> 3 -> 2 -> 4 channels around a 3 x 3 core, against 4 -> 4.
     assert two["before"] == {"macs": 25 * 16 * 9, "params": 144, "weight_bytes": 576}
     core = 4 * 3 + 2 * 3 * 9 + 4 * 2
