@@ -107,7 +107,7 @@ def solve_chain(
     gone: set[int] = set()
     for group in reversed(groups) if chaining == "bottom-up" else groups:
         members = tuple(replace(m, centre=centre) for m in consumers(facts, coupling, group))
-        moments = layer_moments(facts, readers(coupling))
+        moments = layer_moments(facts, readers(facts, coupling))
         if chaining == "top-down" and kept:
             so_far = Chain(kept, found).written(list(kept), Editor(facts.model))
             moments = collect([member.layer.node for member in members], so_far)

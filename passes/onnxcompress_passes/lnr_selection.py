@@ -68,7 +68,7 @@ def elimination_order(
 ) -> tuple[int, ...]:
     """The channels of a group in the order in which they go; those that must stay are not in it."""
     found = consumers(facts, coupling, group)
-    problems = problems_of(found, layer_moments(facts, readers(coupling)))
+    problems = problems_of(found, layer_moments(facts, readers(facts, coupling)))
     if selection.selector == "lasso":
         order = _order_of_leaving(problems, group.width, selection)
     else:
@@ -82,7 +82,7 @@ def rebuilt(facts: Facts, coupling: Coupling, group: Group, gone: Sequence[int])
     if not gone:
         return 0.0
     found = consumers(facts, coupling, group)
-    problems = problems_of(found, layer_moments(facts, readers(coupling)))
+    problems = problems_of(found, layer_moments(facts, readers(facts, coupling)))
     scales = problem_scales(problems, None)
     kept = sorted(set(range(group.width)) - set(gone))
     return max(0.0, refit_error(problems, kept, scales, RIDGE))

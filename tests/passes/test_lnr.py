@@ -18,7 +18,7 @@ from onnxcompress.graph.memo import Memo
 from onnxcompress.numerics.elimination import problem_scales
 from onnxcompress.numerics.group_swap import refit_error
 from onnxcompress.plan.channels.consumers import consumers, problems_of
-from onnxcompress.plan.contract import NoCandidate, Site
+from onnxcompress.plan.contract import NoCandidate, Refusal, Site
 from onnxcompress.plan.known_moments import layer_moments, remember_facts
 from onnxcompress.rewrite.manager import rewrite
 from onnxcompress_passes.lnr import Lnr
@@ -380,3 +380,25 @@ def test_the_same_data_gives_the_same_bytes(nets: Any) -> None:
     owner = Lnr(channels=0.5, weights="refit", chaining="top-down")
     one, two = (reconstruct(owner, nets.facts(model, feeds)).model for _ in range(2))
     assert one.SerializeToString(deterministic=True) == two.SerializeToString(deterministic=True)
+
+
+def test_a_group_that_a_transposed_convolution_reads_is_left_to_prune(nets: Any) -> None:
+    """And the other groups are not."""
+    model = nets.build(
+        """net (float[N, 3, 5, 6] x) => (float[N, 4, 5, 6] y) {
+        [one] a = Conv (x, w1) [r1] b = Relu (a) [up] c = ConvTranspose (b, w2)
+        [r2] d = Relu (c) [two] e = Conv (d, w3) [r3] f = Relu (e) [three] y = Conv (f, w4) }""",
+        w1=(8, 3, 1, 1),
+        w2=(8, 6, 1, 1),
+        w3=(8, 6, 1, 1),
+        w4=(4, 8, 1, 1),
+    )
+    facts = nets.facts(model, nets.samples(model, 60))
+    found = list(Lnr().sites(facts.restricted(Lnr.needs)))
+    sites = [one.node for one in found if isinstance(one, Site)]
+    assert sites == ["up", "two"]
+    (refusal,) = (one for one in found if isinstance(one, Refusal) and one.node == "one")
+    assert "ConvTranspose" in refusal.reason
+    assert "prune" in refusal.reason
+    for site in (one for one in found if isinstance(one, Site)):
+        assert len(Lnr(round_to=1).candidates(site, facts)) > 1

@@ -7,6 +7,7 @@ so that a channel is chosen for all of them together: residual streams are solve
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -92,9 +93,14 @@ def consumers(facts: Facts, coupling: Coupling, group: Group) -> tuple[Consumer,
     return tuple(found)
 
 
-def readers(coupling: Coupling) -> tuple[str, ...]:
-    """Every layer that reads channels of some group, each once."""
-    return tuple(dict.fromkeys(name for group in coupling.groups for name in group.consumers))
+def readers(facts: Facts, coupling: Coupling) -> tuple[str, ...]:
+    """Every layer that reads channels of some group and that moments can be taken of, each once."""
+    found: dict[str, None] = {}
+    for name in (name for group in coupling.groups for name in group.consumers):
+        with contextlib.suppress(ModelError):
+            linear_layer(facts.view.nodes[name], facts.view)
+            found.setdefault(name)
+    return tuple(found)
 
 
 def problems_of(
