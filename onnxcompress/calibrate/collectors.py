@@ -45,5 +45,7 @@ def with_collectors(
     sensitivity = CollectedSensitivity(
         model, shapes, data, execution, seed, samples, ablated, progress or Silent()
     )
-    moments = CollectedMoments(model, shapes, data, execution, seed, patched, cache)
+    moments = CollectedMoments(
+        model, shapes, data, execution, seed, patched, cache, progress or Silent()
+    )
     return facts.with_activations(activations).with_sensitivity(sensitivity).with_moments(moments)

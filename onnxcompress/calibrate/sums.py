@@ -33,7 +33,7 @@ class Sums:
     """
 
     def __init__(
-        self, layer: str, groups: int, outputs: int, features: int, *, copies: int = 2
+        self, layer: str, groups: int, outputs: int, features: int, *, copies: int = 4
     ) -> None:
         needed = 8 * groups * features * (copies * features + outputs)
         if needed > LIMIT_BYTES:

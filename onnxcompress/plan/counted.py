@@ -91,7 +91,10 @@ def with_or_without_branches(
     fewer = choose([sites[at] for at in kept], [factors[at] for at in kept])
     bold: list[Choice] = []
     for rate in _RATES:
-        weights = [factor * (1.0 if at in set(kept) else rate) for at, factor in enumerate(factors)]
+        weights = [
+            factor * (rate if any(c.removes for c in offers) else 1.0)
+            for offers, factor in zip(sites, factors, strict=True)
+        ]
         choice = choose(sites, weights)
         if any(c.removes for c in choice.chosen) and choice.chosen not in [b.chosen for b in bold]:
             bold.append(choice)

@@ -10,6 +10,9 @@ from onnxcompress.errors import PassError
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.memo import Memo
 
+MOST_FEATURES = 8192
+"""Of layers that read more numbers no moments are taken to plan with: they would take gigabytes."""
+
 _KEY = "moments"
 
 

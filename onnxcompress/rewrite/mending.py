@@ -214,7 +214,8 @@ def _sums(
     each = positions_per_sample(layer, walks.feeds, effort.rows)
     chance = np.random.default_rng([seed, *layer.node.encode()])
     size = (layer.node, layer.groups, layer.outputs, layer.features)
-    fitted, held = Sums(*size, copies=4), Sums(*size, copies=4)
+    # Both sums, their averages, what is centred, and what is factored.
+    fitted, held = Sums(*size, copies=8), Sums(*size, copies=8)
     back = _backwards(aim, view)
     for pair in walks.pairs(layer.input, aim):
         extents = spatial_extents(layer, pair.target.shape)

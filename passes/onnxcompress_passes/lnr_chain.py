@@ -106,7 +106,9 @@ def solve_chain(
     found: dict[str, tuple[Rebuilt, ...]] = {}
     gone: set[int] = set()
     for group in reversed(groups) if chaining == "bottom-up" else groups:
-        members = tuple(replace(m, centre=centre) for m in consumers(facts, coupling, group))
+        members = tuple(
+            replace(m, centre=centre and m.centre) for m in consumers(facts, coupling, group)
+        )
         moments = layer_moments(facts, readers(facts, coupling))
         if chaining == "top-down" and kept:
             so_far = Chain(kept, found).written(list(kept), Editor(facts.model))
@@ -171,6 +173,6 @@ def _assembled(
         layer, seen = member.layer, moments[member.layer.node]
         matrices = np.stack([next(rest) for _ in range(layer.groups)])
         bias = None
-        if member.centred:
+        if member.centre:
             bias = seen.answer - np.einsum("ghd,gd->gh", matrices, seen.mean)
         yield Rebuilt(layer, matrices, bias)

@@ -23,7 +23,7 @@ from onnxcompress.errors import UsageError
 from onnxcompress.graph.cost import Cost
 from onnxcompress.numerics.ranks import RankPolicy, parse_rank_policy
 from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Site
-from onnxcompress.plan.known_moments import layer_moments
+from onnxcompress.plan.known_moments import MOST_FEATURES, layer_moments
 from onnxcompress_passes.frontier import Rung, ladder
 from onnxcompress_passes.nuclear_rank import NUCLEAR, nuclear_fraction, nuclear_rank
 from onnxcompress_passes.recentred import metric_of
@@ -36,9 +36,6 @@ S = TypeVar("S")
 AUTO = "auto"
 DATA, WEIGHTS = "data", "weights"
 METRICS = (AUTO, DATA, WEIGHTS)
-MOST_FEATURES = 8192
-"""Layers that read more numbers are approximated in the metric of their weights: the moments would
-take gigabytes."""
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ def main() -> None:
                 passes=[options],
                 target={"macs": macs},
                 max_drop=100,
+                repair="off",
             )
             _row(f"`{options}`, MACs {macs}", result.model, whole, time.perf_counter() - start)
 

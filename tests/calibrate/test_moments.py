@@ -195,12 +195,12 @@ def test_large_matrices_are_mirrored_block_by_block() -> None:
 def test_too_large_layers_are_refused(nets: Any, kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network(nets, kit)
     given = collector(nets, model, samples(model, kit, 4))
-    # 'one' reads 18 numbers: 8 * 18 * 2 * 18 bytes; 'two' reads 3.
-    monkeypatch.setattr(summing, "LIMIT_BYTES", 8 * 18 * 2 * 18 - 1)
+    # 'one' reads 18 numbers: 8 * 18 * 4 * 18 bytes; 'two' reads 3.
+    monkeypatch.setattr(summing, "LIMIT_BYTES", 8 * 18 * 4 * 18 - 1)
     with pytest.raises(ModelError, match=r"moments of 'one' \(18 inputs\).*prune.*or exclude it"):
         given(["one"])
     assert given(["two"])["two"].rows > 0
-    monkeypatch.setattr(summing, "LIMIT_BYTES", 8 * 18 * (2 * 18))
+    monkeypatch.setattr(summing, "LIMIT_BYTES", 8 * 18 * (4 * 18))
     assert given(["one"])["one"].rows > 0
 
 

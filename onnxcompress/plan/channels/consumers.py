@@ -20,6 +20,7 @@ from onnxcompress.analyse.linear import LinearLayer, linear_layer
 from onnxcompress.analyse.moments import Moments
 from onnxcompress.errors import ModelError
 from onnxcompress.numerics.quadratic import FREE, Quadratic
+from onnxcompress.plan.known_moments import MOST_FEATURES
 
 Indices = NDArray[np.intp]
 
@@ -32,17 +33,12 @@ class Consumer:
         layer: the layer.
         blocks: channel number of every column, per group of the layer, [groups, d]; FREE for
             columns of other channels.
-        centre: whether its bias is to make up for means, where it has one.
+        centre: whether its bias makes up for means.
     """
 
     layer: LinearLayer
     blocks: Indices
-    centre: bool = True
-
-    @property
-    def centred(self) -> bool:
-        """Whether a bias can make up for means."""
-        return self.centre and self.layer.can_hold_bias
+    centre: bool
 
     def problems(self, moments: Moments, rows: NDArray[np.bool_] | None = None) -> list[Quadratic]:
         """One problem per group of the layer.
@@ -51,7 +47,7 @@ class Consumer:
             moments: of the layer.
             rows: which answers [groups * h] count; all by default.
         """
-        held = moments.centred() if self.centred else moments
+        held = moments.centred() if self.centre else moments
         mask = np.ones(held.energy.shape, dtype=bool)
         if rows is not None:
             mask = rows.reshape(held.energy.shape)
@@ -82,12 +78,15 @@ def consumers(facts: Facts, coupling: Coupling, group: Group) -> tuple[Consumer,
         if after is not None and set(lane.classes.tolist()) & set(after.classes.tolist()):
             continue
         layer = linear_layer(node, facts.view)
+        if layer.features > MOST_FEATURES:
+            raise ModelError(f"'{name}' reads more than {MOST_FEATURES} numbers")
         rank = len(coupling.shapes[layer.input])
         if lane.axis != (1 if layer.convolves else rank - 1):
             raise ModelError(f"the channels do not lie where '{name}' reads its inputs")
         numbers = np.array([place.get(c, FREE) for c in lane.classes.tolist()])
         columns = np.repeat(numbers, layer.taps) if layer.convolves else numbers
-        found.append(Consumer(layer, columns.reshape(layer.groups, layer.features)))
+        blocks = columns.reshape(layer.groups, layer.features)
+        found.append(Consumer(layer, blocks, layer.can_recentre(facts.view)))
     if not found:
         raise ModelError("no layer answers to these channels")
     return tuple(found)
@@ -98,8 +97,8 @@ def readers(facts: Facts, coupling: Coupling) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for name in (name for group in coupling.groups for name in group.consumers):
         with contextlib.suppress(ModelError):
-            linear_layer(facts.view.nodes[name], facts.view)
-            found.setdefault(name)
+            if linear_layer(facts.view.nodes[name], facts.view).features <= MOST_FEATURES:
+                found.setdefault(name)
     return tuple(found)
 
 
