@@ -1,12 +1,9 @@
-"""Low-rank reconstruction of a layer's output: hard by closed form, soft by the nuclear norm.
+"""Low-rank reconstruction of a layer's output by the nuclear norm, the soft relaxation.
 
-Hard: min E||y - M x||^2 over rank(M) <= r is B = T R^{-1} (least squares), M = U U^T B with U the
-top r eigenvectors of B R B^T; for y = W x it is U U^T W with U from W R W^T (Linear Neural
-Reconstruction, D. A. R. Robin 2019). Soft: min 1/2 E||y - M x||^2 + lambda ||M||_*.
+min 1/2 E||y - M x||^2 + lambda ||M||_* (Linear Neural Reconstruction, D. A. R. Robin 2019). The
+hard version, the best M of a given rank, has a closed form: `data_low_rank`.
 
 References:
-    A. J. Izenman, "Reduced-rank regression for the multivariate linear model", J. Multivariate
-    Analysis 5 (1975).
     J.-F. Cai, E. Candès and Z. Shen, "A singular value thresholding algorithm for matrix
     completion", SIAM J. Optim. 20 (2010), theorem 2.1.
 """
@@ -16,12 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 
 from onnxcompress.errors import OnnxCompressError
 from onnxcompress.numerics.accelerated import iterates
-from onnxcompress.numerics.cholesky import Factored
-from onnxcompress.numerics.low_rank import Array, check_rank, column_signs
+from onnxcompress.numerics.low_rank import Array
 from onnxcompress.numerics.quadratic import Quadratic
 
 
@@ -126,28 +121,3 @@ def threshold(matrix: Array, amount: float) -> tuple[Array, Array]:
     left = vectors[:, kept]
     lowered = (left * (1.0 - amount / values)) @ (left.T @ wide)
     return (lowered if wide is matrix else lowered.T), values - amount
-
-
-def reduced_rank(problem: Quadratic, rank: int, ridge: float = 0.0) -> tuple[Array, Array]:
-    """Find the best reconstruction by a matrix of a given rank.
-
-    Args:
-        problem: The problem; its groups play no part.
-        rank: 1 to min(h, d).
-        ridge: Of the least-squares fit, relative to each column's variance.
-
-    Returns:
-        U [h, r], orthonormal columns, the entry of largest magnitude positive in each, and
-        V = U^T T R^{-1} [r, d]; M = U V.
-
-    Raises:
-        ValueError: The rank is out of range.
-    """
-    check_rank(rank, full=min(problem.cross.shape), name="rank")
-    fit = Factored(problem.gram, ridge).solve(problem.cross)
-    height = len(fit)
-    explained = fit @ problem.gram @ fit.T
-    _, left = scipy.linalg.eigh(explained, subset_by_index=[height - rank, height - 1])
-    left = left[:, ::-1]
-    left = left * column_signs(left)
-    return left, left.T @ fit

@@ -83,17 +83,6 @@ class Quadratic:
         """
         return matrix @ self.gram - self.cross
 
-    def scaled(self, factor: float) -> Quadratic:
-        """Multiply the error by a positive number, to weigh problems against each other.
-
-        Args:
-            factor: E.g. 1 / energy, for relative errors.
-
-        Returns:
-            The problem with every moment multiplied.
-        """
-        return Quadratic(self.gram * factor, self.cross * factor, self.energy * factor, self.groups)
-
     def columns(self, kept: Collection[int]) -> Indices:
         """Find the columns of some groups.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -303,7 +305,12 @@ def test_the_units_of_the_channels_do_not_matter_where_they_shall_not() -> None:
 
 def test_the_whole_problem_may_change_units() -> None:
     problem = relu_layer(13, width=30, height=4)
-    tiny = problem.scaled(1e-9)
+    tiny = replace(
+        problem,
+        gram=1e-9 * problem.gram,
+        cross=1e-9 * problem.cross,
+        energy=1e-9 * problem.energy,
+    )
     for one, two in zip(path([problem], [0.3, 0.05]), path([tiny], [0.3, 0.05]), strict=True):
         assert one.active == two.active
         np.testing.assert_allclose(one.matrices[0], two.matrices[0], atol=1e-5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxcompress.errors import OnnxCompressError
-from onnxcompress.numerics.nuclear import lambda_max, reduced_rank, solve, threshold
+from onnxcompress.numerics.nuclear import lambda_max, solve, threshold
 from onnxcompress.numerics.quadratic import Quadratic
 
 
@@ -87,53 +87,10 @@ def test_a_start_changes_nothing_but_the_effort() -> None:
     np.testing.assert_allclose(warm.matrix, cold.matrix, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("rank", [1, 3, 5])
-@pytest.mark.parametrize(("width", "height"), [(10, 6), (6, 12)])
-def test_the_hard_version_is_the_best_of_its_rank(width: int, height: int, rank: int) -> None:
-    inputs, outputs = samples(5, width=width, height=height)
-    problem = moments(inputs, outputs)
-    left, right = reduced_rank(problem, rank)
-    assert left.shape == (height, rank)
-    assert right.shape == (rank, width)
-    np.testing.assert_allclose(left.T @ left, np.eye(rank), rtol=0, atol=1e-13)
-    # The fitted outputs' best approximation, from the samples themselves.
-    fit = np.linalg.lstsq(inputs, outputs, rcond=None)[0]
-    u, values, v = np.linalg.svd(inputs @ fit, full_matrices=False)
-    best = (u[:, :rank] * values[:rank]) @ v[:rank]
-    expected = float(((outputs - best) ** 2).sum() / 200)
-    assert problem.error(left @ right) == pytest.approx(expected, rel=1e-10)
-
-
-def test_the_hard_version_against_alternating_least_squares() -> None:
-    problem = moments(*samples(6))
-    left, right = reduced_rank(problem, 2)
-    best = np.inf
-    for seed in range(5):
-        p = np.random.default_rng(seed).standard_normal((6, 2))
-        for _ in range(500):
-            q = np.linalg.solve(p.T @ p, np.linalg.solve(problem.gram, problem.cross.T @ p).T)
-            p = np.linalg.solve(q @ problem.gram @ q.T, q @ problem.cross.T).T
-        best = min(best, problem.error(p @ q))
-    assert problem.error(left @ right) == pytest.approx(best, rel=1e-8)
-
-
-def test_full_rank_is_least_squares_and_a_weight_is_reproduced() -> None:
-    inputs, _ = samples(7)
-    weight = np.random.default_rng(8).standard_normal((6, 10))
-    left, right = reduced_rank(moments(inputs, inputs @ weight.T), 6)
-    np.testing.assert_allclose(left @ right, weight, rtol=0, atol=1e-10)
-    left, right = reduced_rank(moments(inputs, inputs @ weight.T), 3)
-    np.testing.assert_allclose(left @ right, left @ left.T @ weight, rtol=0, atol=1e-10)
-    extremes = left[np.abs(left).argmax(axis=0), np.arange(3)]
-    assert (extremes > 0).all()
-
-
-def test_soft_and_hard_on_duplicated_and_dead_inputs() -> None:
+def test_duplicated_and_dead_inputs() -> None:
     inputs, outputs = samples(9)
     inputs = np.hstack([inputs, inputs[:, :2], np.zeros((200, 1))])
-    problem, plain = moments(inputs, outputs), moments(inputs[:, :10], outputs)
-    hard = [p.error(np.matmul(*reduced_rank(p, 2))) for p in (problem, plain)]
-    assert hard[0] == pytest.approx(hard[1], rel=1e-9)
+    problem = moments(inputs, outputs)
     found = solve(problem, 0.1 * lambda_max(problem))
     np.testing.assert_allclose(found.matrix[:, 12], 0, atol=1e-12)
 
@@ -142,7 +99,5 @@ def test_what_makes_no_sense_is_refused() -> None:
     problem = moments(*samples(10))
     with pytest.raises(ValueError, match="lambda is 0"):
         solve(problem, 0.0)
-    with pytest.raises(ValueError, match="rank is 7; it takes 1 to 6"):
-        reduced_rank(problem, 7)
     with pytest.raises(OnnxCompressError, match="after 3 iterations; raise"):
         solve(problem, 0.01 * lambda_max(problem), max_iterations=3)

@@ -42,8 +42,6 @@ def test_error_and_gradient_are_those_of_the_samples() -> None:
     np.testing.assert_allclose(
         problem.gradient(matrix), slope, rtol=0, atol=1e-12 * abs(slope).max()
     )
-    half = problem.scaled(0.5)
-    assert half.error(matrix) == pytest.approx(0.5 * problem.error(matrix), rel=1e-14)
 
 
 def test_rows_are_weighted_by_folding_a_factor_in() -> None:
