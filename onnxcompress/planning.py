@@ -146,6 +146,8 @@ class Planner:
             return None
         before, after = (self._trial.error(m) for m in (rewritten.model, found.model))
         if after <= before:
+            for words in found.shortages():
+                self._progress.note(words)
             return found
         self._progress.note(
             f"repair is left out: the outputs' error would rise from {before:.3g} to {after:.3g}"

@@ -89,16 +89,7 @@ class CollectedMoments:
     def __call__(
         self, layers: Sequence[str], model: onnx.ModelProto | None = None
     ) -> dict[str, Moments]:
-        """Moments of layers, y being what they answer in the model itself.
-
-        Args:
-            layers: names of Conv, Gemm and MatMul nodes with constant weights.
-            model: a variant of the model with the same layers, in which x is looked at; by default
-                the model itself.
-
-        Raises:
-            ModelError: one of them is no such layer, or its moments would not fit into memory.
-        """
+        """Collect; see `MomentsCollector`."""
         view = GraphView(model or self.model)
         wanted = set(layers)
         specs = [linear_layer(n, view) for n in view.model.graph.node if n.name in wanted]

@@ -106,10 +106,6 @@ def repair_summary(repaired: Repaired | None, mender: Mender | None) -> dict[str
     """What was fitted again: per layer the relative error of its answers on held-out inputs."""
     if repaired is None or mender is None:
         return None
-    few = sum(one.poorly_determined for one in repaired.mended)
-    notes = (
-        [f"{few} layers have fewer than 5 positions per unknown: more inputs help"] if few else []
-    )
     return {
         "method": mender.method,
         "samples": mender.samples,
@@ -126,7 +122,7 @@ def repair_summary(repaired: Repaired | None, mender: Mender | None) -> dict[str
             for one in repaired.mended
         ],
         "left": dict(repaired.left),
-        "notes": notes,
+        "notes": repaired.shortages(),
     }
 
 

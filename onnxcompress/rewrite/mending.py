@@ -43,7 +43,7 @@ fitted to them in the last digits does not carry over."""
 _SLIGHT = 0.02
 """And never more than this share of the error that is left: what can be exact becomes exact."""
 
-_FEW = 5
+FEW = 5
 """Rows per unknown below which a fit is called poorly determined."""
 
 
@@ -72,7 +72,7 @@ class Mended:
     @property
     def poorly_determined(self) -> bool:
         """Whether there were few rows for so many unknowns."""
-        return self.method == "refit" and self.rows < _FEW * self.unknowns
+        return self.method == "refit" and self.rows < FEW * self.unknowns
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from onnxcompress.rewrite.aims import Aim, Aims
 from onnxcompress.rewrite.changes import changed_nodes, reached
 from onnxcompress.rewrite.factored import factored_layers
 from onnxcompress.rewrite.mending import (
+    FEW,
     THOROUGH,
     Constants,
     Effort,
@@ -53,6 +54,16 @@ class Repaired:
     model: onnx.ModelProto
     mended: tuple[Mended, ...]
     left: Mapping[str, str]
+
+    def shortages(self) -> list[str]:
+        """What too few inputs mean for the result, in words."""
+        few = [one.node for one in self.mended if one.poorly_determined]
+        if not few:
+            return []
+        return [
+            f"repair: {len(few)} layers ('{few[0]}' first) have fewer than {FEW} positions per "
+            "unknown and stay close to their old weights: more calibration inputs help"
+        ]
 
 
 @dataclass(frozen=True)
