@@ -86,8 +86,8 @@ def _accuracy(report: Mapping[str, Any], console: Console) -> None:
         worst = min(report["fidelity"]["outputs"], key=lambda o: _sortable(o["snr_db"]))
         console.print(
             Text(
-                "accuracy was NOT verified: no data was given (SNR "
-                f"{_db(worst['snr_db'])} on random inputs); --data has it measured"
+                "accuracy was NOT verified: there are no real inputs to judge on (SNR "
+                f"{_db(worst['snr_db'])} on random ones); --data or --eval has it measured"
             )
         )
     if report["latency_ratio"]["slower"]:

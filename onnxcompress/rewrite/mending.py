@@ -72,7 +72,7 @@ class Mended:
     @property
     def poorly_determined(self) -> bool:
         """Whether there were few rows for so many unknowns."""
-        return self.method == "refit" and self.rows < FEW * self.unknowns
+        return self.before > EXACT and self.rows < FEW * self.unknowns
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def unverified_accuracy(
     accumulator.add(expected, found)
     fidelity = accumulator.result()
     broken = [output.name for output in fidelity if not output.is_finite]
-    words = "accuracy was not verified: no data was given"
+    words = "accuracy was not verified: there are no real inputs to judge on"
     if broken:
         words = f"output '{broken[0]}' has NaN or infinite values that the original does not have"
     return Accuracy(not broken, words, False, None, None, None, fidelity)
