@@ -3,8 +3,7 @@
 A layer aims at the original's tensor of the same name. Where its answer only goes into a sum, it
 aims at the sum, less what the other summand is now: it makes up for the errors that came along the
 skip path (residual carry). Where branches behind that sum are gone, it aims at the sum behind them
-(look-ahead). And where it is followed by a pointwise layer with nothing in between, as factors of
-a low-rank layer are, it aims at what that layer turns into the aim.
+(look-ahead).
 """
 
 from __future__ import annotations
@@ -16,9 +15,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxcompress.analyse.linear import LinearLayer, linear_layer
-from onnxcompress.errors import ModelError
-from onnxcompress.graph.spec import ConvSpec
 from onnxcompress.graph.view import GraphView, captured_by
 from onnxcompress.plan.correspondence import Correspondence
 
@@ -34,13 +30,11 @@ class Aim:
         tensor: the original's tensor.
         kept: its axis and indices that are left in the result; None for all.
         less: tensors of the result to subtract.
-        through: pointwise layers that turn the answer into the aim, the nearest first.
     """
 
     tensor: str
     kept: tuple[int, NDArray[np.intp]] | None
     less: tuple[str, ...] = ()
-    through: tuple[LinearLayer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,12 +60,11 @@ class Aims:
         """
         use = self.result.sole_use(tensor)
         if use is not None and use.node.domain in {"", "ai.onnx"}:
+            carried = None
             if use.node.op_type == "Add":
                 carried = self._carried(use.node, use.index, unsettled)
-                if carried is not None:
-                    return carried
-            elif tensor not in self.original.producers:
-                return self._through(use.node, use.index, unsettled)
+            if carried is not None:
+                return carried
         return self._place(tensor)
 
     def _carried(self, add: onnx.NodeProto, index: int, unsettled: Collection[str]) -> Aim | None:
@@ -82,27 +75,9 @@ class Aims:
         if self._depends(other, unsettled):
             return None
         behind = self.of(add.output[0], unsettled)
-        if behind is None or behind.through:
-            return None
-        return Aim(behind.tensor, behind.kept, (*behind.less, other))
-
-    def _through(self, node: onnx.NodeProto, index: int, unsettled: Collection[str]) -> Aim | None:
-        """The aim of a pointwise layer that follows directly."""
-        try:
-            follower = linear_layer(node, self.result)
-        except ModelError:
-            return None
-        spec = follower.spec
-        if index != 0 or follower.groups != 1 or follower.bias(self.result) is None:
-            return None
-        if isinstance(spec, ConvSpec):
-            plain = spec.pointwise and set(spec.strides) == {1} and not any(spec.pads)
-            if not plain or spec.auto_pad not in {"NOTSET", "VALID"}:
-                return None
-        behind = self.of(follower.output, unsettled)
         if behind is None:
             return None
-        return Aim(behind.tensor, behind.kept, behind.less, (follower, *behind.through))
+        return Aim(behind.tensor, behind.kept, (*behind.less, other))
 
     def _place(self, tensor: str) -> Aim | None:
         """The tensor of the original that a tensor of the result stands for."""

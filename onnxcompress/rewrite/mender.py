@@ -11,21 +11,18 @@ import onnx
 
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.calibrate.dataset import Dataset
-from onnxcompress.calibrate.moments import ROWS, SAMPLES, drawn_feeds
+from onnxcompress.calibrate.moments import SAMPLES, drawn_feeds
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.memo import Memo
-from onnxcompress.numerics.refit import FEW_SHRINKAGES
 from onnxcompress.plan.contract import Candidate, Pass
 from onnxcompress.plan.correspondence import Kept
 from onnxcompress.progress import Progress, Silent
-from onnxcompress.rewrite.mending import THOROUGH, Effort
+from onnxcompress.rewrite.mended import BRIEF, THOROUGH
 from onnxcompress.rewrite.repair import Repair, Repaired
 from onnxcompress.runtime import Array, Execution
 
 _BRIEFLY = 4
 """A trial looks at a quarter of the samples."""
-
-_BRIEF = Effort(ROWS // 8, FEW_SHRINKAGES)
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class Mender:
             self.execution,
             self.seed,
             self.method,
-            effort=_BRIEF if briefly else THOROUGH,
+            effort=BRIEF if briefly else THOROUGH,
             progress=None if briefly else self.progress.step,
         )
         return repair(model, self._kept(chosen))

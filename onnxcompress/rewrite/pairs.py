@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcompress.calibrate.patches import Positions
 from onnxcompress.calibrate.walk import Shelf, Walk
 from onnxcompress.graph.view import GraphView
 from onnxcompress.rewrite.aims import Aim
@@ -80,8 +79,3 @@ class Walks:
 def held_out(samples: int, share: float, chance: np.random.Generator) -> NDArray[np.bool_]:
     """Which samples of a batch are not fitted on, but judged by."""
     return chance.random(samples) < share
-
-
-def rows_of(mask: NDArray[np.bool_], at: Positions) -> NDArray[np.bool_]:
-    """The rows that belong to some samples."""
-    return np.asarray(mask[at.sample])

@@ -24,18 +24,11 @@ from onnxcompress.graph.view import GraphView
 from onnxcompress.plan.correspondence import Kept, correspondence
 from onnxcompress.rewrite.aims import Aim, Aims
 from onnxcompress.rewrite.changes import changed_nodes, reached
-from onnxcompress.rewrite.factored import factored_layers
-from onnxcompress.rewrite.mending import (
-    FEW,
-    THOROUGH,
-    Constants,
-    Effort,
-    Mended,
-    refactored,
-    refitted,
-    rescaled,
-)
+from onnxcompress.rewrite.mended import FEW, THOROUGH, Constants, Effort, Mended
+from onnxcompress.rewrite.mending import refitted
 from onnxcompress.rewrite.pairs import Walks
+from onnxcompress.rewrite.rescaling import rescaled
+from onnxcompress.rewrite.units import Unit, factored_layers, single
 from onnxcompress.runtime import Array, Execution
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -116,24 +109,20 @@ class Repair:
         ]
         rows = factored_layers(before, after) if self.method == "refit" else {}
         inside = {name for first, row in rows.items() for name in row.nodes if name != first}
-        units = [node for node in layers if node.name not in inside]
+        heads = [node for node in layers if node.name not in inside]
         walks = Walks(before, after, self.feeds, self.execution)
         unsettled = {node.name for node in layers}
         mended: list[Mended] = []
         left: dict[str, str] = {}
-        edits: dict[str, Constants] = {}
-        for number, node in enumerate(units):
+        edits: Constants = {}
+        for number, node in enumerate(heads):
             row = rows.get(node.name)
-            unsettled -= set(row.nodes) if row is not None else {node.name}
+            unsettled -= {node.name, *(row.nodes if row is not None else ())}
             aim = aims.of(row.last.output if row is not None else node.output[0], unsettled)
             try:
                 if aim is None:
                     raise ModelError("nothing in the original says what it should answer")
-                if row is not None:
-                    found, constants = refactored(row, aim, after, walks, self.seed, self.effort)
-                else:
-                    found, own = self._mend(node, aim, after, walks)
-                    constants = {node.name: own}
+                found, constants = self._mend(node, row, aim, after, walks)
             except ModelError as error:
                 left[node.name] = str(error)
             else:
@@ -143,23 +132,21 @@ class Repair:
                     for index, values in operands.items():
                         walks.set_constant(name, index, values)
             if self.progress is not None:
-                self.progress(number + 1, len(units))
+                self.progress(number + 1, len(heads))
         return Repaired(_written(result, edits), tuple(mended), left)
 
     def _mend(
-        self, node: onnx.NodeProto, aim: Aim, view: GraphView, walks: Walks
+        self, node: onnx.NodeProto, row: Unit | None, aim: Aim, view: GraphView, walks: Walks
     ) -> tuple[Mended, Constants]:
         if self.method == "refit" and node.op_type != "ConvTranspose":
-            layer = linear_layer(node, view)
-            return refitted(layer, aim, view, walks, self.seed, self.effort)
-        if aim.through:
-            raise ModelError("a factor in front of another one has no scale of its own")
+            unit = row or single(linear_layer(node, view))
+            return refitted(unit, aim, view, walks, self.seed, self.effort)
         if not all(view.is_constant(name) for name in node.input[1:] if name):
             raise ModelError("its weight or bias is computed or fed at run time")
         return rescaled(node, aim, view, walks, self.seed)
 
 
-def _written(result: onnx.ModelProto, edits: Mapping[str, Constants]) -> onnx.ModelProto:
+def _written(result: onnx.ModelProto, edits: Constants) -> onnx.ModelProto:
     editor = Editor(result)
     for name, constants in edits.items():
         for index, values in constants.items():

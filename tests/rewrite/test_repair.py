@@ -11,7 +11,7 @@ import pytest
 from onnxcompress.errors import UsageError
 from onnxcompress.plan.channels.remove import left_of_lanes, remove_channels
 from onnxcompress.rewrite import mending
-from onnxcompress.rewrite.mending import Mended
+from onnxcompress.rewrite.mended import Effort, Mended
 from onnxcompress.rewrite.repair import Repair, Repaired
 from onnxcompress.runtime import Execution
 
@@ -182,7 +182,7 @@ def test_the_same_seed_gives_the_same_bytes(nets: Any, bench: Any) -> None:
     result = bench.variant(model, w1=noise)
     one, again, other = (
         bench.repaired(
-            model, result, feeds, seed=s, effort=mending.Effort(rows=200)
+            model, result, feeds, seed=s, effort=Effort(rows=200)
         ).model.SerializeToString()
         for s in (1, 1, 2)
     )

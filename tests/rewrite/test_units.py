@@ -11,7 +11,7 @@ import pytest
 from onnxcompress.graph.view import GraphView
 from onnxcompress.numerics.data_low_rank import data_svd
 from onnxcompress.rewrite import mending
-from onnxcompress.rewrite.factored import Factored, factored_layers
+from onnxcompress.rewrite.units import Unit, factored_layers
 
 Array = np.ndarray
 CONV = "net (float[N, 5, 6, 7] x) => (float[N, 4, h, v] y) {{ {} [r] y = Sigmoid (a) }}"
@@ -64,7 +64,7 @@ ROWS: dict[str, tuple[str, str, str, dict[str, Any], tuple[str, ...]]] = {
 }
 
 
-def pair(nets: Any, name: str) -> tuple[onnx.ModelProto, onnx.ModelProto, Factored]:
+def pair(nets: Any, name: str) -> tuple[onnx.ModelProto, onnx.ModelProto, Unit]:
     head, was, factors, constants, _ = ROWS[name]
     models = []
     for text in (was, factors):
@@ -141,7 +141,7 @@ def test_what_is_no_row_of_factors(nets: Any) -> None:
     assert factored_layers(GraphView(before), GraphView(grouped)) == {}
 
 
-def rows_of(row: Factored, tap: Any, model: onnx.ModelProto, feeds: dict[str, Array]) -> Any:
+def rows_of(row: Unit, tap: Any, model: onnx.ModelProto, feeds: dict[str, Array]) -> Any:
     """(x, y) of the layer as it was; patches by explicit loops."""
     answer, x = tap(model, "a", feeds), feeds["x"].astype(np.float64)
     if not row.whole.convolves:
@@ -240,7 +240,8 @@ def test_factors_of_a_known_matrix(nets: Any, name: str) -> None:
     matrix = generator.standard_normal((row.whole.outputs, row.whole.features))
     mix = generator.standard_normal((row.whole.features,) * 2)
     covariance = mix @ mix.T
-    product = row.multiplied(row.factors(matrix, covariance, sweeps=3))[0]
+    given = matrix[np.newaxis], covariance[np.newaxis]
+    product = row.multiplied(row.factors(*given, sweeps=3))[0]
     rest = matrix - product
     lost = float(np.trace(rest @ covariance @ rest.T))
     values = np.linalg.eigvalsh(matrix @ covariance @ matrix.T)
@@ -250,9 +251,38 @@ def test_factors_of_a_known_matrix(nets: Any, name: str) -> None:
         assert lost == pytest.approx(bound, abs=1e-6 * values.sum())
     else:
         assert bound * (1 - 1e-9) <= lost < values.sum()
-    shapes = [part.shape[1:] for part in row.factors(matrix, covariance, sweeps=0)]
+    shapes = [part.shape[1:] for part in row.factors(*given, sweeps=0)]
     layers = [part for part in (row.into, row.core, row.out) if part is not None]
     assert shapes == [(layer.outputs, layer.features) for layer in layers]
+
+
+def test_groups_are_factored_by_themselves(nets: Any, bench: Any, tap: Any) -> None:
+    """Each group's factors are those of its own channels, at one shrinkage for all."""
+    spatial = "group = 2, strides = [2, 1], pads = [1, 0, 2, 1], dilations = [1, 2]"
+    head = "net (float[N, 6, 6, 7] x) => (float[N, 8, h, v] y) {{ {} [r] y = Sigmoid (a) }}"
+    before = nets.build(
+        head.format(f"[c] a = Conv <{spatial}> (x, w, b)"), seed=1, w=(8, 3, 3, 2), b=(8,)
+    )
+    after = nets.build(
+        head.format(f"[core] m = Conv <{spatial}> (x, k) [out] a = Conv <group = 2> (m, v, b)"),
+        seed=2,
+        k=(4, 3, 3, 2),
+        v=(8, 2, 1, 1),
+        b=(8,),
+    )
+    feeds = inputs(nets, before)
+    (row,) = factored_layers(GraphView(before), GraphView(after)).values()
+    found = bench.repaired(before, after, feeds)
+    (done,) = found.mended
+    assert done.method == "refit"
+    (new,) = factored_layers(GraphView(before), GraphView(found.model)).values()
+    product, prior = new.product(GraphView(found.model)), row.product(GraphView(after))
+    patches, answers = rows_of(row, tap, before, feeds)
+    for group in (0, 1):
+        x, y = patches[:, 18 * group : 18 * group + 18], answers[:, 4 * group : 4 * group + 4]
+        full, _ = bench.ridge(x, y, prior[group], done.shrinkage)
+        expected = data_svd(full, np.cov(x.T, bias=True), 2).reconstruct()
+        np.testing.assert_allclose(product[group], expected, atol=2e-5)
 
 
 def test_lossless_factors_stay(nets: Any, bench: Any) -> None:
