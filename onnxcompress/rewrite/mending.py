@@ -11,6 +11,7 @@ from onnxcompress.analyse.moments import Moments
 from onnxcompress.calibrate.moments import positions_per_sample
 from onnxcompress.calibrate.patches import Positions, answers_at, patches_at, spatial_extents
 from onnxcompress.calibrate.sums import Sums
+from onnxcompress.errors import ModelError
 from onnxcompress.graph.view import GraphView
 from onnxcompress.numerics.data_low_rank import SWEEPS
 from onnxcompress.numerics.refit import refit
@@ -36,13 +37,15 @@ def refitted(
     """Least squares of a layer; factors are fitted as the layer they stand for, and factored again.
 
     Raises:
-        ModelError: a graph fails on the data, or the moments would not fit into memory.
+        ModelError: the bias is no constant, a graph fails on the data, or the moments would not fit
+            into memory.
     """
     layer, last = unit.whole, unit.last
-    prior = unit.product(view)
-    movable = last.can_recentre(view)
     bias = last.bias(view)
-    own = np.zeros(prior.shape[:2]) if bias is None else bias.reshape(prior.shape[:2])
+    if bias is None:
+        raise ModelError("its bias is computed or fed at run time")
+    prior, movable = unit.product(view), last.can_recentre(view)
+    own = bias.reshape(prior.shape[:2])
     fitted, held = _sums(unit, aim, walks, seed, effort)
     seen, unseen = fitted.moments(), held.moments()
     rows = fitted.rows + held.rows

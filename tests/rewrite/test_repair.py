@@ -265,6 +265,22 @@ def test_weights_that_are_computed_are_left(nets: Any, bench: Any) -> None:
         assert set(by_node(found)) == {"one", "three"}
 
 
+def test_biases_that_are_computed_are_left(nets: Any, bench: Any) -> None:
+    model = nets.build(
+        """net (float[N, 3, 4, 5] x) => (float[N, 4, 4, 5] y) {
+        [one] a = Conv (x, w1) [r] b = Relu (a) [bend] v = Sigmoid (b2)
+        [two] c = Conv (b, w2, v) [q] y = Relu (c) }""",
+        w1=(5, 3, 1, 1),
+        w2=(4, 5, 1, 1),
+        b2=(4,),
+    )
+    result = bench.variant(model, w1=np.random.default_rng(1).random((5, 3, 1, 1), np.float32))
+    for method in ("refit", "scale"):
+        found = bench.repaired(model, result, nets.samples(model, 60), method=method)
+        assert "run time" in found.left["two"]
+        assert set(by_node(found)) == {"one"}
+
+
 @pytest.mark.usefixtures("free")
 @pytest.mark.parametrize("bias", ["b2", ""])
 def test_a_gemm_whose_beta_scales_its_bias(nets: Any, bench: Any, tap: Any, bias: str) -> None:
