@@ -18,19 +18,16 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
+from descent import Descent
 from export_digits import MODELS, Part, digits, split_part, write
 from manifest import enter, write_card
 from torch import nn
 
 WIDTHS = (64, 128, 128, 128, 128)
 POOL_AFTER = 4
-EPOCHS = 60
-BATCH = 50
-LEARNING_RATE = 0.1
-# Some twenty times the usual: the filters end nearer to low rank, which makes room for Tucker-2.
-WEIGHT_DECAY = 1e-2
+# Some twenty times the usual decay: filters end nearer to low rank, which makes room for Tucker-2.
+DESCENT = Descent(epochs=60, batch=50, rate=0.1, decay=1e-2, threads=2)
 SEED = 0
-THREADS = 2
 VALIDATION_IMAGES = 200
 OPSET = 18
 # Logits reach about 7; float32 sums of 1,152 products in another order differ by about 1e-5.
@@ -72,34 +69,15 @@ def shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def train(part: Part) -> nn.Sequential:
     """Train a fresh network on ``part`` for a fixed number of epochs, with fixed seeds."""
-    torch.manual_seed(SEED)
-    torch.use_deterministic_algorithms(True)
-    # Sums are split over threads, so another number of them gives other weights.
-    torch.set_num_threads(THREADS)
-    generator = torch.Generator().manual_seed(SEED)
+    generator = DESCENT.start(SEED)
     network = build()
     images, labels = torch.from_numpy(part.images), torch.from_numpy(part.labels)
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=LEARNING_RATE,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=WEIGHT_DECAY,
-    )
-    steps = EPOCHS * (len(labels) // BATCH)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    network.train()
-    for epoch in range(EPOCHS):
-        order = torch.randperm(len(labels), generator=generator)
-        for batch in order.view(-1, BATCH):
-            optimizer.zero_grad()
-            logits = network(shifted(images[batch], generator))
-            loss = nn.functional.cross_entropy(logits, labels[batch])
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        print(f"epoch {epoch + 1:2d} of {EPOCHS}: last loss {loss.item():.4f}", flush=True)
-    return network.eval()
+
+    def answers(batch: torch.Tensor) -> torch.Tensor:
+        return network(shifted(images[batch], generator))
+
+    DESCENT.run(network, labels, answers, generator)
+    return network
 
 
 def without_traces(model: onnx.ModelProto) -> None:

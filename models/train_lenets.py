@@ -12,7 +12,6 @@ README.md in this folder says what to install and where the images are looked fo
 from __future__ import annotations
 
 import argparse
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,21 +20,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from descent import Descent
+from grey_images import MODELS, Part, in_proportion, read
 from manifest import enter, write_card
-from sklearn.model_selection import train_test_split
 from torch import nn
 from train_digits_cnn import run
-from train_vgg_tiny import EXPORT_TOLERANCE, RUN_BATCH, Part, export, right_answers
+from train_vgg_tiny import EXPORT_TOLERANCE, RUN_BATCH, export, right_answers
 
-MODELS = Path(__file__).resolve().parent
 TRAIN_IMAGES = 50_000
-SPLIT_SEED = 0
 MEAN, STD = 0.1307, 0.3081
-BATCH = 100
-LEARNING_RATE = 0.05
-WEIGHT_DECAY = 5e-4
 SHIPPED_SEED = 0
-THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -90,26 +84,13 @@ RECIPES = {
 }
 
 
-def read(name: str) -> Part:
-    """The images of one of MNIST's two official files, ``train`` or ``test``."""
-    root = MODELS.parent / os.environ.get("ONNXCOMPRESS_DATA", "../shared")
-    with np.load(root / "data" / "mnist" / f"mnist_{name}.npz") as arrays:
-        return Part(arrays["x"], arrays["y"].astype(np.int64))
-
-
 def training_and_validation() -> tuple[Part, Part]:
     """The official training images as 50,000 and 10,000, every class in the same proportion.
 
     Returns:
         Both parts, each in the order of the official file; the same for every seed of a training.
     """
-    whole = read("train")
-    rows = np.arange(len(whole.labels))
-    parts = train_test_split(
-        rows, train_size=TRAIN_IMAGES, stratify=whole.labels, random_state=SPLIT_SEED
-    )
-    fit, held_out = (Part(whole.pixels[np.sort(p)], whole.labels[np.sort(p)]) for p in parts)
-    return fit, held_out
+    return in_proportion(read("mnist", "mnist_train"), TRAIN_IMAGES)
 
 
 def normalised(part: Part) -> torch.Tensor:
@@ -119,37 +100,14 @@ def normalised(part: Part) -> torch.Tensor:
 
 def train(recipe: Recipe, part: Part, seed: int) -> nn.Sequential:
     """Train a fresh network on ``part``; ``seed`` fixes the first weights and the order."""
-    torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True)
-    # Sums are split over threads, so another number of them gives other weights.
-    torch.set_num_threads(THREADS)
-    generator = torch.Generator().manual_seed(seed)
+    descent = Descent(recipe.epochs, batch=100, rate=0.05, decay=5e-4, threads=1)
+    generator = descent.start(seed)
     # Channels last is half as long to train on a CPU. What is returned is in the usual order.
     network = recipe.build().to(memory_format=torch.channels_last)
-    images, labels = normalised(part), torch.from_numpy(part.labels)
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=LEARNING_RATE,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=WEIGHT_DECAY,
-    )
-    steps = recipe.epochs * (len(labels) // BATCH)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    network.train()
-    for epoch in range(recipe.epochs):
-        total = 0.0
-        order = torch.randperm(len(labels), generator=generator)
-        for batch in order.view(-1, BATCH):
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(network(images[batch]), labels[batch])
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.item() * len(batch)
-        mean = total / len(labels)
-        print(f"epoch {epoch + 1:2d} of {recipe.epochs}: loss {mean:.4f}", flush=True)
-    return network.to(memory_format=torch.contiguous_format).eval()
+    images = normalised(part)
+    labels = torch.from_numpy(part.labels)
+    descent.run(network, labels, lambda batch: network(images[batch]), generator)
+    return network.to(memory_format=torch.contiguous_format)
 
 
 def torch_logits(network: nn.Sequential, part: Part) -> npt.NDArray[np.float32]:
@@ -181,7 +139,7 @@ def make(name: str, *, seed: int, out: Path | None, validate: bool) -> None:
     path = MODELS / f"{name}.onnx" if out is None else out / f"{name}_seed{seed}.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     export(network, path)
-    test = read("test")
+    test = read("mnist", "mnist_test")
     logits = np.concatenate([run(path, x.numpy()) for x in normalised(test).split(RUN_BATCH)])
     np.testing.assert_allclose(logits, torch_logits(network, test), atol=EXPORT_TOLERANCE, rtol=0)
     correct, total = right_answers(logits, test), len(test.labels)

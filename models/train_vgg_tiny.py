@@ -10,31 +10,25 @@ README.md in this folder says what to install and where the images are looked fo
 from __future__ import annotations
 
 import argparse
-import os
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from descent import Descent
+from grey_images import Part, in_proportion, read
 from manifest import enter, write_card
-from sklearn.model_selection import train_test_split
 from torch import nn
 from train_digits_cnn import run, without_traces
 
 MODELS = Path(__file__).resolve().parent
 TRAIN_IMAGES = 48_000
-SPLIT_SEED = 0
 MEAN, STD = 0.2860, 0.3530
 SHIFT = 2
-EPOCHS = 15
-BATCH = 128
-LEARNING_RATE = 0.05
-WEIGHT_DECAY = 5e-4
+DESCENT = Descent(epochs=15, batch=128, rate=0.05, decay=5e-4, threads=2)
 SEED = 0
-THREADS = 2
 OPSET = 18
 # What one batch of activations costs in memory: 32 channels of 26x26 are 87 kB an image.
 RUN_BATCH = 1000
@@ -45,34 +39,13 @@ NETWORK = "vgg_tiny.onnx"
 DESCRIPTIONS = {NETWORK: "VGG-like CNN for 28x28 images of clothes, 10 classes, float32"}
 
 
-@dataclass(frozen=True)
-class Part:
-    """One part of the data: pixels [N, 28, 28] (uint8, 0..255), labels [N] (int64)."""
-
-    pixels: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-
-
-def read(name: str) -> Part:
-    """The images of one of Fashion-MNIST's two official files, ``train`` or ``test``."""
-    root = MODELS.parent / os.environ.get("ONNXCOMPRESS_DATA", "../shared")
-    with np.load(root / "data" / "fashion_mnist" / f"fashion_{name}.npz") as arrays:
-        return Part(arrays["x"], arrays["y"].astype(np.int64))
-
-
 def training_and_validation() -> tuple[Part, Part]:
     """The official training images as 48,000 and 12,000, every class in the same proportion.
 
     Returns:
         Both parts, each in the order of the official file.
     """
-    whole = read("train")
-    rows = np.arange(len(whole.labels))
-    parts = train_test_split(
-        rows, train_size=TRAIN_IMAGES, stratify=whole.labels, random_state=SPLIT_SEED
-    )
-    fit, held_out = (Part(whole.pixels[np.sort(p)], whole.labels[np.sort(p)]) for p in parts)
-    return fit, held_out
+    return in_proportion(read("fashion_mnist", "fashion_train"), TRAIN_IMAGES)
 
 
 def normalised(pixels: torch.Tensor) -> torch.Tensor:
@@ -113,36 +86,15 @@ def augmented(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def train(part: Part) -> nn.Sequential:
     """Train a fresh network on ``part`` for a fixed number of epochs, with fixed seeds."""
-    torch.manual_seed(SEED)
-    torch.use_deterministic_algorithms(True)
-    # Sums are split over threads, so another number of them gives other weights.
-    torch.set_num_threads(THREADS)
-    generator = torch.Generator().manual_seed(SEED)
+    generator = DESCENT.start(SEED)
     network = build()
     pixels, labels = torch.from_numpy(part.pixels), torch.from_numpy(part.labels)
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=LEARNING_RATE,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=WEIGHT_DECAY,
-    )
-    steps = EPOCHS * (len(labels) // BATCH)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    network.train()
-    for epoch in range(EPOCHS):
-        total = 0.0
-        order = torch.randperm(len(labels), generator=generator)
-        for batch in order.view(-1, BATCH):
-            optimizer.zero_grad()
-            logits = network(normalised(augmented(pixels[batch], generator)))
-            loss = nn.functional.cross_entropy(logits, labels[batch])
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.item() * len(batch)
-        print(f"epoch {epoch + 1:2d} of {EPOCHS}: loss {total / len(labels):.4f}", flush=True)
-    return network.eval()
+
+    def answers(batch: torch.Tensor) -> torch.Tensor:
+        return network(normalised(augmented(pixels[batch], generator)))
+
+    DESCENT.run(network, labels, answers, generator)
+    return network
 
 
 def export(network: nn.Sequential, path: Path) -> None:
@@ -197,7 +149,7 @@ def main() -> None:
         return
     path = MODELS / NETWORK
     export(network, path)
-    test = read("test")
+    test = read("fashion_mnist", "fashion_test")
     logits = np.concatenate([run(path, images.numpy()) for images in batches(test)])
     np.testing.assert_allclose(logits, torch_logits(network, test), atol=EXPORT_TOLERANCE, rtol=0)
     correct, total = right_answers(logits, test), len(test.labels)

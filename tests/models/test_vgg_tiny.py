@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,6 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from onnxcompress.analyse.sizes import InputSpec
-from onnxcompress.calibrate.preprocess_text import parse_preprocess
-from onnxcompress.calibrate.spec import load_dataset
 from onnxcompress.embedded import embedded
 
 LAYERS = ["conv1", "relu1", "conv2", "relu2", "conv3", "relu3"]
@@ -90,26 +85,7 @@ def test_it_computes_what_the_card_describes(
 
 @pytest.mark.shared
 def test_the_accuracy_on_the_card_is_reproduced_with_its_preprocessing(
-    shared_folder: Path, session: onnxruntime.InferenceSession
+    shared_folder: Path, hold_to_card: Any, session: onnxruntime.InferenceSession
 ) -> None:
-    path = embedded("vgg_tiny.onnx")
-    found = re.search(r"--preprocess '([^']+)'", path.with_suffix(".md").read_text("utf-8"))
-    assert found is not None
-    manifest = path.with_name("manifest.json").read_text(encoding="utf-8")
-    entry: dict[str, Any] = json.loads(manifest)["files"][path.name]
-    assert entry["test_total"] == 10_000
     file = shared_folder / "data" / "fashion_mnist" / "fashion_test.npz"
-    image = InputSpec("image", np.dtype(np.float32), ("N", 1, 28, 28))
-    dataset = load_dataset(str(file), (image,), preprocess=parse_preprocess(found[1]))
-    correct = 0
-    for feeds, labels in dataset.batches(500):
-        (logits,) = session.run(["logits"], feeds)
-        correct += int((logits.argmax(axis=1) == labels).sum())
-    # Another CPU sums in another order. Its logits differ by some 1e-5, which tips an image or none
-    # of ten thousand; a few are allowed for kernels of lower precision.
-    assert abs(correct - entry["test_correct"]) <= 5
-    with np.load(file) as archive:
-        pixels = archive["x"][[9999, 3]].astype(np.float64)
-    ((feeds, _),) = dataset.take([9999, 3]).batches(2)
-    expected = ((pixels / 255 - 0.2860) / 0.3530)[:, None]
-    np.testing.assert_allclose(feeds["image"], expected, rtol=2**-24, atol=1e-12)
+    hold_to_card("vgg_tiny.onnx", session, file, mean=0.2860, deviation=0.3530)
