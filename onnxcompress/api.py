@@ -77,8 +77,9 @@ def compress(
         batch: batch at which a dynamic first dimension is measured.
         gate: time every rewrite and keep the faster ones; default: yes, unless the only targets
             are MACs, parameters or size.
-        repair: fit the layers behind lossy rewrites again on `data`: refit (their weights), scale
-            (only a scale and a bias per channel) or off.
+        repair: fit the layers behind lossy rewrites again on `data`: refit (their weights), fisher
+            (refit, low-rank layers by what the network's answer sees of their errors), scale (only
+            a scale and a bias per channel) or off.
         samples: inputs of `data` that moments and repair look at, at most.
         exclude: regular expressions of node names to leave alone.
         plan: replay this plan file.

@@ -15,7 +15,7 @@ from onnxcompress.runtime import Execution
 
 DEFAULT_MAX_DROP = 1.0
 DEFAULT_MIN_SNR = 30.0
-REPAIRS = ("refit", "scale", "off")
+REPAIRS = ("refit", "fisher", "scale", "off")
 SAMPLES = 1024
 
 
@@ -38,7 +38,8 @@ class Config:
         batch: batch size at which a dynamic batch is measured.
         gate: time every rewrite and keep the faster ones; None decides by the targets.
         repair: how layers behind lossy rewrites are fitted again on calibration inputs: refit,
-            scale (a scale and a bias per channel), or off.
+            fisher (refit, low-rank layers by what the network's answer sees of their errors), scale
+            (a scale and a bias per channel), or off.
         samples: calibration inputs that moments and repair look at, at most.
         exclude: regular expressions of node names to leave alone.
         plan: replay this plan file instead of planning.

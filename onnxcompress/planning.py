@@ -28,7 +28,7 @@ from onnxcompress.plan.channels.known import remember_coupling
 from onnxcompress.plan.contract import Candidate, Pass, Refusal
 from onnxcompress.plan.counted import for_counted_targets, with_or_without_branches
 from onnxcompress.plan.gate import Key, gate, nothing_to_save
-from onnxcompress.plan.known_moments import remember_facts
+from onnxcompress.plan.known_moments import layer_moments, linear_among, remember_facts
 from onnxcompress.plan.options import Options, collect
 from onnxcompress.plan.plan import Plan, described, read_plan
 from onnxcompress.plan.search import (
@@ -122,6 +122,9 @@ class Planner:
         """A plan under everything learned so far."""
         if self._replay is not None:
             self._remember_coupling()
+            needy = [c for c in self._replay.chosen if self._needs_data(c)]
+            # In one go: by itself, each would have the network walked over again.
+            layer_moments(self._facts, linear_among(self._facts, needy))
             return self._replay
         options = self._offers()
         choice = self._choose(options)
@@ -271,6 +274,9 @@ class Planner:
     def _plans_by_data(self) -> bool:
         return self._inputs.calibration is not None
 
+    def _needs_data(self, candidate: Candidate[Any]) -> bool:
+        return self.passes[candidate.site.pass_name].needs_data(candidate.setting)
+
     def _remember_coupling(self) -> None:
         """Editors of this job need not find the coupling again."""
         if any(Need.COUPLING in owner.needs for owner in self._owners):
@@ -299,7 +305,7 @@ class Planner:
         excluded = [n for c in plan.chosen for n in c.touches if n in self._facts.excluded]
         if excluded:
             raise UsageError(f"the plan rewrites node '{excluded[0]}', which --exclude keeps")
-        needy = [c for c in plan.chosen if self.passes[c.site.pass_name].needs_data(c.setting)]
+        needy = [c for c in plan.chosen if self._needs_data(c)]
         if needy and self._inputs.calibration is None:
             raise UsageError(
                 f"the plan rewrites '{needy[0].site.node}' by what calibration inputs say: give "

@@ -80,7 +80,8 @@ from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR, REPAIRS, SAMP
     type=click.Choice(REPAIRS),
     default="refit",
     show_default=True,
-    help="Fit the layers behind lossy rewrites again on --data: their weights (refit), only a "
+    help="Fit the layers behind lossy rewrites again on --data: their weights (refit), the same "
+    "with low-rank layers by what the network's answer sees of their errors (fisher), only a "
     "scale and a bias per channel (scale), or not at all.",
 )
 @click.option(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from onnxcompress.analyse.facts import Facts
+from onnxcompress.analyse.linear import linear_layer
 from onnxcompress.analyse.moments import Moments
-from onnxcompress.errors import PassError
+from onnxcompress.errors import ModelError, PassError
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.memo import Memo
+from onnxcompress.plan.contract import Candidate
 
 MOST_FEATURES = 8192
 """Of layers that read more numbers no moments are taken to plan with: they would take gigabytes."""
@@ -31,6 +35,17 @@ def layer_moments(facts: Facts, layers: Sequence[str]) -> Mapping[str, Moments]:
     if missing:
         known.update(collect(missing))
     return known
+
+
+def linear_among(facts: Facts, candidates: Sequence[Candidate[Any]]) -> list[str]:
+    """Layers that candidates touch and of which moments are taken, each once."""
+    found = []
+    for name in dict.fromkeys(name for c in candidates for name in c.touches):
+        with contextlib.suppress(ModelError):
+            layer = linear_layer(facts.view.nodes[name], facts.view)
+            if layer.features <= MOST_FEATURES:
+                found.append(name)
+    return found
 
 
 def remember_facts(facts: Facts, memo: Memo) -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.calibrate.dataset import Dataset
@@ -19,6 +21,7 @@ from onnxcompress.plan.correspondence import Kept
 from onnxcompress.progress import Progress, Silent
 from onnxcompress.rewrite.mended import BRIEF, THOROUGH
 from onnxcompress.rewrite.repair import Repair, Repaired
+from onnxcompress.rewrite.weighting import fishers
 from onnxcompress.runtime import Array, Execution
 
 _BRIEFLY = 4
@@ -36,7 +39,7 @@ class Mender:
         memo: results shared with other editors of the job.
         execution: provider and threads.
         seed: which samples and positions are looked at.
-        method: refit, scale, or off.
+        method: refit, fisher, scale, or off.
         most: how many calibration inputs a repair looks at, at most.
         progress: told how far a repair is.
     """
@@ -78,8 +81,9 @@ class Mender:
             feeds,
             self.execution,
             self.seed,
-            self.method,
+            "scale" if self.method == "scale" else "refit",
             effort=BRIEF if briefly else THOROUGH,
+            fisher=self._fisher if self.method == "fisher" else None,
             progress=None if briefly else self.progress.step,
         )
         return repair(model, self._kept(chosen))
@@ -88,6 +92,12 @@ class Mender:
     def samples(self) -> int:
         """How many calibration inputs a repair really looks at."""
         return sum(len(next(iter(feeds.values()))) for feeds in self._feeds)
+
+    @cached_property
+    def _fisher(self) -> dict[str, NDArray[np.float64]]:
+        """Of the original; the same for every repair of the job."""
+        self.progress.stage("Fisher information")
+        return fishers(self.facts)
 
     @cached_property
     def _feeds(self) -> list[dict[str, Array]]:

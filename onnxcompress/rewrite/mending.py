@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
 
 from onnxcompress.analyse.moments import Moments
 from onnxcompress.calibrate.moments import positions_per_sample
@@ -32,9 +33,25 @@ _SLIGHT = 0.02
 
 
 def refitted(
-    unit: Unit, aim: Aim, view: GraphView, walks: Walks, seed: int, effort: Effort
+    unit: Unit,
+    aim: Aim,
+    view: GraphView,
+    walks: Walks,
+    seed: int,
+    effort: Effort,
+    root: Array64 | None = None,
 ) -> tuple[Mended, Constants]:
     """Least squares of a layer; factors are fitted as the layer they stand for, and factored again.
+
+    Args:
+        unit: the layer, or the factors.
+        aim: what it should answer.
+        view: the result.
+        walks: both graphs.
+        seed: which positions are looked at, and which samples are held out.
+        effort: how closely.
+        root: L [groups, h, h], lower triangular, where errors e of the answers count as e'L L'e;
+            None for all alike. Everything below is then about L'y in place of y.
 
     Raises:
         ModelError: the bias is no constant, a graph fails on the data, or the moments would not fit
@@ -46,7 +63,9 @@ def refitted(
         raise ModelError("its bias is computed or fed at run time")
     prior, movable = unit.product(view), last.can_recentre(view)
     own = bias.reshape(prior.shape[:2])
-    fitted, held = _sums(unit, aim, walks, seed, effort)
+    if root is not None:
+        prior, own = _weighted(root, prior), _weighted(root, own[:, :, np.newaxis])[:, :, 0]
+    fitted, held = _sums(unit, aim, walks, seed, effort, root)
     seen, unseen = fitted.moments(), held.moments()
     rows = fitted.rows + held.rows
     scale = unseen.variance or 1.0
@@ -74,18 +93,35 @@ def refitted(
     if np.isfinite(shrinkage):
         found = parts(every, shrinkage, SWEEPS)
         matrices = unit.multiplied(found)
+        if root is not None:
+            found[-1] = _unweighted(root, found[-1])
         for part, new in zip(unit.parts, found, strict=True):
             constants[part.node] = {1: part.stored(new, view.array(part.spec.weight))}
     if movable:
+        new_bias = best_bias(matrices, every)
+        if root is not None:
+            new_bias = _unweighted(root, new_bias[:, :, np.newaxis])[:, :, 0]
         dtype = view.array(last.spec.weight).dtype
-        new_bias = last.stored_bias(best_bias(matrices, every), dtype)
-        constants.setdefault(last.node, {})[2] = new_bias
+        constants.setdefault(last.node, {})[2] = last.stored_bias(new_bias, dtype)
     return Mended(last.node, "refit", before, after, shrinkage, rows, layer.features), constants
 
 
 def best_bias(matrices: Array64, moments: Moments) -> Array64:
     """E[y] - A E[x], [groups, h]."""
     return np.asarray(moments.answer - np.einsum("ghd,gd->gh", matrices, moments.mean))
+
+
+def _weighted(root: Array64, rows: Array64) -> Array64:
+    """L' A, for every group; A [groups, h, columns]."""
+    return np.asarray(np.swapaxes(root, 1, 2) @ rows)
+
+
+def _unweighted(root: Array64, rows: Array64) -> Array64:
+    """The A that `_weighted` makes `rows` of."""
+    solved = [
+        solve_triangular(one.T, each, lower=False) for one, each in zip(root, rows, strict=True)
+    ]
+    return np.stack(solved)
 
 
 def _closest(errors: Sequence[float], before: float) -> int:
@@ -101,7 +137,9 @@ def _without_bias(moments: Moments, bias: Array64) -> Moments:
     return Moments(moments.gram, moments.mean, cross, moments.answer, moments.energy, moments.rows)
 
 
-def _sums(unit: Unit, aim: Aim, walks: Walks, seed: int, effort: Effort) -> tuple[Sums, Sums]:
+def _sums(
+    unit: Unit, aim: Aim, walks: Walks, seed: int, effort: Effort, root: Array64 | None
+) -> tuple[Sums, Sums]:
     """Products of what a unit reads now with what it should answer: fitted, and held out."""
     layer = unit.whole
     each = positions_per_sample(layer, walks.feeds, effort.rows)
@@ -114,6 +152,8 @@ def _sums(unit: Unit, aim: Aim, walks: Walks, seed: int, effort: Effort) -> tupl
         at = Positions.draw(extents, len(pair.now), each, chance)
         answers = answers_at(layer, pair.target, at)
         answers = answers.reshape(len(answers), layer.groups, layer.outputs)
+        if root is not None:
+            answers = np.einsum("ngh,ghk->ngk", answers.astype(np.float64), root, optimize=True)
         patches = patches_at(layer, pair.now, at)
         away = held_out(len(pair.now), HELD_OUT, chance)[at.sample]
         fitted.add(patches[~away], answers[~away])

@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from onnxcompress.analyse.linear import linear_layer
 from onnxcompress.errors import ModelError, UsageError
@@ -29,8 +31,10 @@ from onnxcompress.rewrite.mending import refitted
 from onnxcompress.rewrite.pairs import Walks
 from onnxcompress.rewrite.rescaling import rescaled
 from onnxcompress.rewrite.units import Unit, factored_layers, single
+from onnxcompress.rewrite.weighting import root_of
 from onnxcompress.runtime import Array, Execution
 
+Array64 = NDArray[np.float64]
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -70,6 +74,8 @@ class Repair:
         seed: which positions are looked at, and which samples are held out.
         method: "refit" fits weights, "scale" only a scale and a bias per channel.
         effort: how closely layers are looked at.
+        fisher: information in the answers of the original's layers, by tensor: what low-rank layers
+            are fitted by. None counts all answers alike.
         progress: told how far it is.
     """
 
@@ -79,6 +85,7 @@ class Repair:
     seed: int = 0
     method: str = "refit"
     effort: Effort = THOROUGH
+    fisher: Mapping[str, Array64] | None = None
     progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
@@ -140,7 +147,10 @@ class Repair:
     ) -> tuple[Mended, Constants]:
         if self.method == "refit" and node.op_type != "ConvTranspose":
             unit = row or single(linear_layer(node, view))
-            return refitted(unit, aim, view, walks, self.seed, self.effort)
+            root = None
+            if self.fisher is not None and len(unit.parts) > 1:
+                root = root_of(self.fisher, unit.last, aim.kept[1] if aim.kept else None)
+            return refitted(unit, aim, view, walks, self.seed, self.effort, root)
         if not all(view.is_constant(name) for name in node.input[1:] if name):
             raise ModelError("its weight or bias is computed or fed at run time")
         return rescaled(node, aim, view, walks, self.seed)
