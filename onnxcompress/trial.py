@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from onnxcompress.plan.contract import Candidate, Pass
 from onnxcompress.plan.search import Outcome
 from onnxcompress.rewrite.manager import rewrite
 from onnxcompress.rewrite.mender import Mender
-from onnxcompress.verify.compare import compare
+from onnxcompress.verify.compare import Answers, answers_of, compare
 from onnxcompress.verify.metrics import Metric, parse_metric
 
 _TRIAL = (100, 512, 3e11)
@@ -25,6 +26,9 @@ _PROBE = (8, 64, 3e10)
 """Fewest and most samples of a trial and of a probe, and the MACs that either may spend."""
 
 _WORST = 1e6
+
+_MOST_KEPT = 2**29
+"""Bytes of the original's answers that are kept between trials, and as many between probes."""
 
 _CAUTION = 0.5
 """Share of the bound that a trial may use: networks lose less on images they were trained on."""
@@ -65,7 +69,7 @@ class CalibrationTrial:
             repaired = self.mender(model, chosen, briefly=True)
             model = repaired.model if repaired is not None else model
         comparison = compare(
-            self.model,
+            self._original(probe=probe),
             model,
             data,
             parse_metric("agreement") if probe else self._metric(data),
@@ -90,7 +94,7 @@ class CalibrationTrial:
         """
         metric = parse_metric("agreement")
         comparison = compare(
-            self.model,
+            self._original(probe=False),
             model,
             self._samples(probe=False),
             metric,
@@ -98,6 +102,23 @@ class CalibrationTrial:
             seed=self.config.seed,
         )
         return float(max(10.0 ** (-output.snr_db / 10.0) for output in comparison.fidelity))
+
+    def _original(self, *, probe: bool) -> Answers | onnx.ModelProto:
+        """What the original answers to the samples; the model where that is too much to keep."""
+        known = self._probe_answers if probe else self._trial_answers
+        return known or self.model
+
+    @cached_property
+    def _probe_answers(self) -> Answers | None:
+        return self._answers(probe=True)
+
+    @cached_property
+    def _trial_answers(self) -> Answers | None:
+        return self._answers(probe=False)
+
+    def _answers(self, *, probe: bool) -> Answers | None:
+        data = self._samples(probe=probe)
+        return answers_of(self.model, data, self.config.execution, most_bytes=_MOST_KEPT)
 
     def _samples(self, *, probe: bool) -> Dataset:
         if self.data is None:

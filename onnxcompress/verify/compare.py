@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from math import prod
 
 import onnx
@@ -11,7 +12,7 @@ import onnx
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.calibrate.samples import sample_sizes
 from onnxcompress.errors import DataError
-from onnxcompress.runtime import Execution, open_session
+from onnxcompress.runtime import Array, Execution, open_session
 from onnxcompress.verify.comparison import Comparison, Evaluation
 from onnxcompress.verify.metrics import Metric
 from onnxcompress.verify.results import MetricResult
@@ -35,8 +36,46 @@ def _told_of(data: Dataset) -> Iterator[None]:
         raise DataError(f"{data.purpose} {data.source}: {error}") from error
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a network answers to some data, to compare many candidates with.
+
+    Attributes:
+        names: of its outputs.
+        batches: outputs in graph order, batch by batch.
+    """
+
+    names: tuple[str, ...]
+    batches: Sequence[Sequence[Array]]
+
+    def in_turn(self) -> Callable[[Mapping[str, Array]], Sequence[Array]]:
+        """What stands for the network while the same data goes by: one batch after the other."""
+        rest = iter(self.batches)
+        return lambda _feeds: next(rest)
+
+
+def answers_of(
+    model: onnx.ModelProto, data: Dataset, execution: Execution, *, most_bytes: int
+) -> Answers | None:
+    """Run a network over `data` and keep what it answers; None where that is more than allowed.
+
+    Raises:
+        DataError: the data does not fit.
+        ModelError: the network fails while running.
+    """
+    found: list[list[Array]] = []
+    held = 0
+    with open_session(model, execution) as session:
+        for feeds, _ in data.batches(batch_size(data)):
+            found.append(session.run(feeds))
+            held += sum(output.nbytes for output in found[-1])
+            if held > most_bytes:
+                return None
+        return Answers(session.output_names, found)
+
+
 def compare(
-    original: onnx.ModelProto,
+    original: onnx.ModelProto | Answers,
     candidate: onnx.ModelProto,
     data: Dataset,
     metric: Metric,
@@ -47,19 +86,35 @@ def compare(
 ) -> Comparison:
     """Run both networks over `data` and accumulate their comparison.
 
+    Args:
+        original: the network, or what it answers to the same data.
+        candidate: the network held against it.
+        data: inputs, with labels where the metric needs them.
+        metric: what is scored.
+        execution: provider and threads.
+        seed: the bootstrap's.
+        progress: told how many samples are done.
+
     Raises:
         DataError: the data does not fit, or the metric needs labels that are missing.
         ModelError: a network fails while running, or their outputs differ in shape or type.
     """
     # Two sessions live side by side here; their spinning threads would fight over the cores.
     shared = Execution(execution.providers, execution.threads, execution.optimise, spinning=False)
-    with open_session(original, shared) as a, open_session(candidate, shared) as b:
-        comparison = Comparison(metric, a.output_names, seed=seed)
+    with ExitStack() as stack:
+        expected: Callable[[Mapping[str, Array]], Sequence[Array]]
+        if isinstance(original, Answers):
+            names, expected = original.names, original.in_turn()
+        else:
+            reference = stack.enter_context(open_session(original, shared))
+            names, expected = reference.output_names, reference.run
+        session = stack.enter_context(open_session(candidate, shared))
+        comparison = Comparison(metric, names, seed=seed)
         done = 0
         for feeds, labels in data.batches(batch_size(data)):
             count = len(next(iter(feeds.values())))
             with _told_of(data):
-                comparison.accumulate(a.run(feeds), b.run(feeds), labels, samples=count)
+                comparison.accumulate(expected(feeds), session.run(feeds), labels, samples=count)
             done += count
             if progress is not None:
                 progress(done, len(data))
