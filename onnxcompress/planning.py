@@ -7,8 +7,6 @@ tighter bound, because networks know their training images by heart and lose les
 from __future__ import annotations
 
 import contextlib
-import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +15,7 @@ from onnxcompress.analyse.shapes import shapes_for
 from onnxcompress.analyse.sizes import random_feeds
 from onnxcompress.calibrate.inputs import Inputs
 from onnxcompress.config import Config
-from onnxcompress.errors import ModelError, UsageError
+from onnxcompress.errors import ModelError
 from onnxcompress.graph.cost import Cost, model_cost
 from onnxcompress.graph.digest import model_digest
 from onnxcompress.graph.memo import Memo
@@ -25,12 +23,14 @@ from onnxcompress.latency.interleave import interleaved
 from onnxcompress.latency.table import LatencyTable, LayerTiming, default_table_path
 from onnxcompress.load.source import Source
 from onnxcompress.plan.channels.known import remember_coupling
-from onnxcompress.plan.contract import Candidate, Pass, Refusal
+from onnxcompress.plan.contract import Candidate, Pass
 from onnxcompress.plan.counted import for_counted_targets, with_or_without_branches
-from onnxcompress.plan.gate import Key, gate, nothing_to_save
+from onnxcompress.plan.gate import Key, gate
 from onnxcompress.plan.known_moments import layer_moments, linear_among, remember_facts
-from onnxcompress.plan.options import Options, collect
+from onnxcompress.plan.options import Options, collect, with_savings
 from onnxcompress.plan.plan import Plan, described, read_plan
+from onnxcompress.plan.reasons import left_alone, most_frequent
+from onnxcompress.plan.replay import check_fits, needing_data
 from onnxcompress.plan.search import (
     Baseline,
     Choice,
@@ -85,7 +85,9 @@ class Planner:
         self._owners = owners
         self.passes = {owner.name: owner for owner in owners}
         if self._replay is not None:
-            self._check_replay(self._replay)
+            check_fits(self._replay, facts, self.passes, has_data=inputs.calibration is not None)
+            if self._replay.model_digest != model_digest(facts.model):
+                progress.note("the plan was made for other weights of this architecture")
         self.mender = Mender(
             facts,
             inputs.calibration,
@@ -122,7 +124,7 @@ class Planner:
         """A plan under everything learned so far."""
         if self._replay is not None:
             self._remember_coupling()
-            needy = [c for c in self._replay.chosen if self._needs_data(c)]
+            needy = needing_data(self._replay, self.passes)
             # In one go: by itself, each would have the network walked over again.
             layer_moments(self._facts, linear_among(self._facts, needy))
             return self._replay
@@ -135,7 +137,7 @@ class Planner:
             chosen=choice.chosen,
             refusals=(
                 *options.refusals,
-                *_left(options, choice, self._config, by_data=self._plans_by_data()),
+                *left_alone(options, choice.chosen, self._why_left()),
             ),
             targets=self._config.targets,
             gate=self._config.gated,
@@ -190,13 +192,7 @@ class Planner:
 
     def why_nothing(self, plan: Plan) -> str:
         """The most frequent reasons for leaving layers alone, in words."""
-        failed = [r.reason for r in plan.refusals if r.reason.startswith("rolled back")]
-        if failed:
-            return failed[0]
-        counts = Counter(_general(refusal.reason) for refusal in plan.refusals)
-        if not counts:
-            return "the model has no layer that the passes know"
-        return "; ".join(f"{reason} ({n} layers)" for reason, n in counts.most_common(3))
+        return most_frequent(plan.refusals)
 
     def _offers(self) -> Options:
         """Candidates per site, timed when the gate is on; collected once."""
@@ -218,7 +214,7 @@ class Planner:
             for note in self._table.notes:
                 self._progress.note(note)
         elif self._config.targets or self._plans_by_data():
-            options = _with_savings(options)
+            options = with_savings(options)
         self._options = options
         return options
 
@@ -274,8 +270,13 @@ class Planner:
     def _plans_by_data(self) -> bool:
         return self._inputs.calibration is not None
 
-    def _needs_data(self, candidate: Candidate[Any]) -> bool:
-        return self.passes[candidate.site.pass_name].needs_data(candidate.setting)
+    def _why_left(self) -> str:
+        """Why a site without a chosen candidate stays as it is."""
+        if self._config.targets:
+            return "not chosen: what is needed is saved with less damage elsewhere"
+        if self._plans_by_data():
+            return "the accuracy bound is spent where it saves more"
+        return "the pass's own rule recommends nothing cheaper here"
 
     def _remember_coupling(self) -> None:
         """Editors of this job need not find the coupling again."""
@@ -292,59 +293,3 @@ class Planner:
                 latency = interleaved([self._source.model], feeds, self._config.execution)[0].p50
             self._baseline = Baseline(self._facts.total(), self._source.file_bytes, latency)
         return self._baseline
-
-    def _check_replay(self, plan: Plan) -> None:
-        """A plan fits any model that has its nodes: retrained checkpoints, too."""
-        nodes = self._facts.view.nodes
-        missing = [n for c in plan.chosen for n in c.touches if n not in nodes]
-        if missing:
-            raise UsageError(
-                f"the plan rewrites node '{missing[0]}', which this model does not have: it was "
-                "made for another architecture"
-            )
-        excluded = [n for c in plan.chosen for n in c.touches if n in self._facts.excluded]
-        if excluded:
-            raise UsageError(f"the plan rewrites node '{excluded[0]}', which --exclude keeps")
-        needy = [c for c in plan.chosen if self._needs_data(c)]
-        if needy and self._inputs.calibration is None:
-            raise UsageError(
-                f"the plan rewrites '{needy[0].site.node}' by what calibration inputs say: give "
-                "--data, the same as for the plan"
-            )
-        if plan.model_digest != model_digest(self._facts.model):
-            self._progress.note("the plan was made for other weights of this architecture")
-
-
-def _with_savings(options: Options) -> Options:
-    """Options without candidates that cost more than the layer (kept where they are asked for)."""
-    sites, refusals = [], list(options.refusals)
-    for offers in options.sites:
-        worth = tuple(c for c in offers if c.recommended or c.saving.macs > 0)
-        if worth:
-            sites.append(worth)
-        else:
-            refusals.append(nothing_to_save(offers))
-    return Options(tuple(sites), tuple(refusals))
-
-
-def _left(options: Options, choice: Choice, config: Config, *, by_data: bool) -> list[Refusal]:
-    """Why each site without a chosen candidate stays as it is."""
-    taken = {candidate.site for candidate in choice.chosen}
-    refusals = []
-    for offers in options.sites:
-        site = offers[0].site
-        if site in taken:
-            continue
-        if config.targets:
-            reason = "not chosen: what is needed is saved with less damage elsewhere"
-        elif by_data:
-            reason = "the accuracy bound is spent where it saves more"
-        else:
-            reason = "the pass's own rule recommends nothing cheaper here"
-        refusals.append(Refusal(site.pass_name, site.node, reason))
-    return refusals
-
-
-def _general(reason: str) -> str:
-    """A reason without its figures, so that equal ones count together."""
-    return re.sub(r" \([\dx]+\)", "", reason.split(": best of")[0])

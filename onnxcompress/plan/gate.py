@@ -21,7 +21,7 @@ from onnxcompress.graph.extract import extract_layer, structure_key
 from onnxcompress.graph.memo import Memo
 from onnxcompress.latency.table import LatencyTable, LayerTiming, together
 from onnxcompress.plan.contract import Candidate, Pass, Refusal
-from onnxcompress.plan.options import Options
+from onnxcompress.plan.options import Options, nothing_to_save
 
 Key = tuple[str, str, str]
 """(node, pass, setting as JSON): one candidate of one site."""
@@ -130,14 +130,6 @@ def _steps(
             kept.append(candidate)
             best = max(best, saved)
     return tuple(kept)
-
-
-def nothing_to_save(offers: tuple[Candidate[Any], ...]) -> Refusal:
-    """The refusal of a site none of whose candidates is cheaper than the layer."""
-    site = offers[0].site
-    return Refusal(
-        site.pass_name, site.node, "too small: nothing on offer saves more than it costs"
-    )
 
 
 def _rewritten(

@@ -60,6 +60,26 @@ def collect(facts: Facts, passes: Sequence[Pass[Any]]) -> Options:
     return Options(tuple(sites), tuple(r for r in refusals if r.see not in present))
 
 
+def with_savings(options: Options) -> Options:
+    """Options without candidates that cost more than the layer (kept where they are asked for)."""
+    sites, refusals = [], list(options.refusals)
+    for offers in options.sites:
+        worth = tuple(c for c in offers if c.recommended or c.saving.macs > 0)
+        if worth:
+            sites.append(worth)
+        else:
+            refusals.append(nothing_to_save(offers))
+    return Options(tuple(sites), tuple(refusals))
+
+
+def nothing_to_save(offers: tuple[Candidate[Any], ...]) -> Refusal:
+    """The refusal of a site none of whose candidates is cheaper than the layer."""
+    site = offers[0].site
+    return Refusal(
+        site.pass_name, site.node, "too small: nothing on offer saves more than it costs"
+    )
+
+
 def _guarded(owner: Pass[Any], where: str, call: Any) -> Any:
     """Call into a pass; whatever escapes becomes an error that names pass and place."""
     try:
