@@ -17,7 +17,9 @@ from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.view import GraphView
 from onnxcompress.load.canonical import canonicalise
 from onnxcompress.plan.contract import Candidate, Pass, Refusal, Site
+from onnxcompress.rewrite import mending
 from onnxcompress.rewrite.manager import Rewritten, rewrite
+from onnxcompress.rewrite.mended import Mended
 from onnxcompress.rewrite.repair import Repair, Repaired
 from onnxcompress.runtime import Execution
 
@@ -119,8 +121,41 @@ def halve() -> Act:
     return act
 
 
+CHAIN = """net (float[{batch}, 3, 6, 7] x) => (float[{batch}, 5] y) {{
+    [one] a = Conv <pads = [1, 1, 1, 1], strides = [2, 1]> (x, w1, b1) [r1] b = Relu (a)
+    [two] c = Conv <pads = [0, 1, 1, 0]> (b, w2) [r2] d = Relu (c)
+    [pool] e = GlobalAveragePool (d) [flat] f = Flatten (e)
+    [fc] y = Gemm <transB = 1> (f, w3, b3) }}"""
+
+
 class Bench:
     """Originals, variants of them, and what repair makes of the variants."""
+
+    @staticmethod
+    def chain(nets: Any, one: int = 6, two: int = 4, *, batch: Any = "N") -> onnx.ModelProto:
+        """Two convolutions of so many filters, and a dense layer: one, two, fc."""
+        made: onnx.ModelProto = nets.build(
+            CHAIN.format(batch=batch),
+            w1=(one, 3, 3, 3),
+            b1=(one,),
+            w2=(two, one, 2, 2),
+            w3=(5, two),
+            b3=(5,),
+        )
+        return made
+
+    @staticmethod
+    def relative(
+        kit: Any, model: onnx.ModelProto, other: onnx.ModelProto, feeds: dict[str, np.ndarray]
+    ) -> float:
+        """How far the first outputs of two models are apart, relative L2."""
+        one, two = (kit.run(m, feeds)[0].astype(np.float64) for m in (model, other))
+        return float(np.linalg.norm(two - one) / np.linalg.norm(one))
+
+    @staticmethod
+    def by_node(found: Repaired) -> dict[str, Mended]:
+        """What was done to every layer."""
+        return {one.node: one for one in found.mended}
 
     @staticmethod
     def variant(model: onnx.ModelProto, **values: np.ndarray) -> onnx.ModelProto:
@@ -192,3 +227,9 @@ class Bench:
 def bench() -> Bench:
     """`bench.repaired(original, bench.variant(original, w=...), feeds)`."""
     return Bench()
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No gain is given up for weights closer to those that are there."""
+    monkeypatch.setattr(mending, "TOLERATED", 0.0)

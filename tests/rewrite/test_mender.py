@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import onnx
 import pytest
 
 import onnxcompress as oc
@@ -19,29 +17,11 @@ from onnxcompress.rewrite.mender import Mender
 from onnxcompress.runtime import Execution
 from onnxcompress_passes.prune import Prune
 
-CHAIN = """net (float[N, 3, 6, 7] x) => (float[N, 5] y) {
-    [one] a = Conv <pads = [1, 1, 1, 1], strides = [2, 1]> (x, w1, b1) [r1] b = Relu (a)
-    [two] c = Conv <pads = [0, 1, 1, 0]> (b, w2) [r2] d = Relu (c)
-    [pool] e = GlobalAveragePool (d) [flat] f = Flatten (e)
-    [fc] y = Gemm <transB = 1> (f, w3, b3) }"""
-
-
-def chain(nets: Any, one: int, two: int) -> onnx.ModelProto:
-    made: onnx.ModelProto = nets.build(
-        CHAIN, w1=(one, 3, 3, 3), b1=(one,), w2=(two, one, 2, 2), w3=(5, two), b3=(5,)
-    )
-    return made
-
-
-def relative(kit: Any, model: onnx.ModelProto, other: onnx.ModelProto, feeds: Any) -> float:
-    (one,), (two,) = kit.run(model, feeds), kit.run(other, feeds)
-    return float(np.linalg.norm(two.astype(np.float64) - one) / np.linalg.norm(one))
-
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("repair", ["refit", "scale"])
-def test_jobs_come_closer_with_repair(nets: Any, kit: Any, repair: str) -> None:
-    model = chain(nets, 12, 16)
+def test_jobs_come_closer_with_repair(nets: Any, bench: Any, kit: Any, repair: str) -> None:
+    model = bench.chain(nets, 12, 16)
     feeds = nets.samples(model, 200)
 
     def made(method: str) -> Any:
@@ -62,7 +42,9 @@ def test_jobs_come_closer_with_repair(nets: Any, kit: Any, repair: str) -> None:
     layers = on.report["repair"]["layers"]
     assert any(one["error_after"] < one["error_before"] for one in layers)
     fresh = nets.samples(model, 200, seed=9)
-    assert relative(kit, model, on.model, fresh) < 0.9 * relative(kit, model, off.model, fresh)
+    assert bench.relative(kit, model, on.model, fresh) < 0.9 * bench.relative(
+        kit, model, off.model, fresh
+    )
     assert on.model.SerializeToString() == made(repair).model.SerializeToString()
 
 
@@ -77,10 +59,10 @@ def test_jobs_come_closer_with_repair(nets: Any, kit: Any, repair: str) -> None:
     ],
 )
 def test_when_a_job_repairs(
-    nets: Any, *, damage: float, data: bool, method: str, repairs: bool
+    nets: Any, bench: Any, *, damage: float, data: bool, method: str, repairs: bool
 ) -> None:
     """Nothing where nothing was lossy, where there is no data, and where it is switched off."""
-    model = chain(nets, 6, 4)
+    model = bench.chain(nets, 6, 4)
     feeds = nets.samples(model, 30)
     facts = nets.facts(model, feeds)
     given = dataset_from_arrays(feeds, input_specs(model)) if data else None

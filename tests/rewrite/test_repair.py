@@ -11,44 +11,11 @@ import pytest
 from onnxcompress.errors import UsageError
 from onnxcompress.plan.channels.remove import left_of_lanes, remove_channels
 from onnxcompress.rewrite import mending
-from onnxcompress.rewrite.mended import Effort, Mended
-from onnxcompress.rewrite.repair import Repair, Repaired
+from onnxcompress.rewrite.mended import Effort
+from onnxcompress.rewrite.repair import Repair
 from onnxcompress.runtime import Execution
 
 Array = np.ndarray
-CHAIN = """net (float[{batch}, 3, 6, 7] x) => (float[{batch}, 5] y) {{
-    [one] a = Conv <pads = [1, 1, 1, 1], strides = [2, 1]> (x, w1, b1) [r1] b = Relu (a)
-    [two] c = Conv <pads = [0, 1, 1, 0]> (b, w2) [r2] d = Relu (c)
-    [pool] e = GlobalAveragePool (d) [flat] f = Flatten (e)
-    [fc] y = Gemm <transB = 1> (f, w3, b3) }}"""
-
-
-def chain(nets: Any, *, batch: Any = "N", equal: bool = False) -> onnx.ModelProto:
-    one, two = (3, 3) if equal else (6, 4)
-    made: onnx.ModelProto = nets.build(
-        CHAIN.format(batch=batch),
-        w1=(one, 3, 3, 3),
-        b1=(one,),
-        w2=(two, one, 2, 2),
-        w3=(5, two),
-        b3=(5,),
-    )
-    return made
-
-
-@pytest.fixture
-def free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No gain is given up for weights closer to those that are there."""
-    monkeypatch.setattr(mending, "TOLERATED", 0.0)
-
-
-def relative(kit: Any, model: onnx.ModelProto, other: onnx.ModelProto, feeds: Any) -> float:
-    (one,), (two,) = kit.run(model, feeds), kit.run(other, feeds)
-    return float(np.linalg.norm(two.astype(np.float64) - one) / np.linalg.norm(one))
-
-
-def by_node(found: Repaired) -> dict[str, Mended]:
-    return {one.node: one for one in found.mended}
 
 
 def weights(model: onnx.ModelProto) -> dict[str, bytes]:
@@ -57,7 +24,7 @@ def weights(model: onnx.ModelProto) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("method", ["refit", "scale"])
 def test_nothing_changed_nothing_done(nets: Any, bench: Any, method: str) -> None:
-    model = chain(nets)
+    model = bench.chain(nets)
     found = bench.repaired(model, model, nets.samples(model, 20), method=method)
     assert found.mended == ()
     assert found.left == {}
@@ -67,16 +34,16 @@ def test_nothing_changed_nothing_done(nets: Any, bench: Any, method: str) -> Non
 @pytest.mark.parametrize("equal", [False, True])
 @pytest.mark.usefixtures("free")
 def test_noise_on_a_weight_is_undone(nets: Any, bench: Any, kit: Any, *, equal: bool) -> None:
-    model = chain(nets, equal=equal)
+    model = bench.chain(nets, *((3, 3) if equal else (6, 4)))
     feeds = nets.samples(model, 150)
     weight = bench.constant(model, "two", 1)
     noise = np.random.default_rng(3).standard_normal(weight.shape) / 3
     result = bench.variant(model, w2=(weight + noise).astype(np.float32))
     found = bench.repaired(model, result, feeds)
-    assert relative(kit, model, result, feeds) > 0.1
-    assert relative(kit, model, found.model, feeds) <= 1e-3
-    assert list(by_node(found)) == ["two", "fc"]
-    assert by_node(found)["two"].method == "refit"
+    assert bench.relative(kit, model, result, feeds) > 0.1
+    assert bench.relative(kit, model, found.model, feeds) <= 1e-3
+    assert list(bench.by_node(found)) == ["two", "fc"]
+    assert bench.by_node(found)["two"].method == "refit"
     np.testing.assert_allclose(bench.constant(found.model, "two", 1), weight, atol=2e-3)
     np.testing.assert_array_equal(
         bench.constant(found.model, "one", 1), bench.constant(model, "one", 1)
@@ -99,19 +66,23 @@ def patches(values: Array) -> Array:
 
 def test_pruned_channels_are_made_up_for(nets: Any, bench: Any, kit: Any, tap: Any) -> None:
     """The first refitted layer is ridge regression on explicit patches, and so is the next."""
-    model = chain(nets)
+    model = bench.chain(nets)
     coupling = nets.facts(model).coupling()
     gone = {"one": (0, 3)}
     result = remove_channels(model, coupling, gone)
     kept = left_of_lanes(coupling, coupling.classes(gone))
     feeds = nets.samples(model, 120)
     found = bench.repaired(model, result, feeds, kept)
-    done = by_node(found)
+    done = bench.by_node(found)
     assert done["one"].method == "kept", "what is left of it answers what it did"
     assert done["two"].after < done["two"].before
-    assert relative(kit, model, found.model, feeds) < 0.8 * relative(kit, model, result, feeds)
+    assert bench.relative(kit, model, found.model, feeds) < 0.8 * bench.relative(
+        kit, model, result, feeds
+    )
     fresh = nets.samples(model, 200, seed=77)
-    assert relative(kit, model, found.model, fresh) < 0.9 * relative(kit, model, result, fresh)
+    assert bench.relative(kit, model, found.model, fresh) < 0.9 * bench.relative(
+        kit, model, result, fresh
+    )
 
     x, y = patches(tap(result, "b", feeds)), bench.rows(tap(model, "c", feeds))
     prior = bench.constant(result, "two", 1)
@@ -163,7 +134,7 @@ def test_errors_along_the_skip_path_are_carried(nets: Any, bench: Any, kit: Any,
     node.op_type = "LeakyRelu"
     node.attribute.append(onnx.helper.make_attribute("alpha", 0.3))
     found = bench.repaired(model, leaky, feeds, kept)
-    done = by_node(found)
+    done = bench.by_node(found)
     assert done["p2"].method == "refit"
     prior = bench.constant(leaky, "p2", 1)[:, :, 0, 0]
     x, now = (bench.rows(tap(found.model, name, feeds)) for name in ("d", "b"))
@@ -176,7 +147,7 @@ def test_errors_along_the_skip_path_are_carried(nets: Any, bench: Any, kit: Any,
 
 
 def test_the_same_seed_gives_the_same_bytes(nets: Any, bench: Any) -> None:
-    model = chain(nets)
+    model = bench.chain(nets)
     feeds = nets.samples(model, 60)
     noise = np.random.default_rng(3).standard_normal((6, 3, 3, 3)).astype(np.float32)
     result = bench.variant(model, w1=noise)
@@ -191,7 +162,7 @@ def test_the_same_seed_gives_the_same_bytes(nets: Any, bench: Any) -> None:
 
 
 def test_a_fixed_batch_equals_a_free_one(nets: Any, bench: Any) -> None:
-    free, fixed = chain(nets), chain(nets, batch=64)
+    free, fixed = bench.chain(nets), bench.chain(nets, batch=64)
     feeds = nets.samples(free, 128)
     noise = np.random.default_rng(3).standard_normal((4, 6, 2, 2)).astype(np.float32)
     found = [bench.repaired(m, bench.variant(m, w2=noise), feeds).model for m in (free, fixed)]
@@ -204,14 +175,14 @@ def test_a_fixed_batch_equals_a_free_one(nets: Any, bench: Any) -> None:
 
 
 def test_what_can_be_exact_becomes_exact(nets: Any, bench: Any) -> None:
-    model = chain(nets)
+    model = bench.chain(nets)
     feeds = nets.samples(model, 150)
     weight = bench.constant(model, "two", 1)
     noise = np.random.default_rng(3).standard_normal(weight.shape) / 3
     found = bench.repaired(
         model, bench.variant(model, w2=(weight + noise).astype(np.float32)), feeds
     )
-    one = by_node(found)["two"]
+    one = bench.by_node(found)["two"]
     assert one.before > 0.1
     assert one.after <= 1e-9
 
@@ -230,129 +201,6 @@ def test_weights_stay_close_where_little_is_gained(errors: list[float], expected
     assert mending._closest(errors, errors[0]) == expected
 
 
-@pytest.mark.usefixtures("free")
-def test_half_precision_stays_half(nets: Any, bench: Any, kit: Any) -> None:
-    generator = np.random.default_rng(1)
-    model = nets.build(
-        """net (float16[N, 3, 4, 5] x) => (float16[N, 4, 4, 5] y) {
-        [one] a = Conv (x, w1, b1) [r] b = Relu (a) [two] y = Conv (b, w2) }""",
-        w1=generator.standard_normal((5, 3, 1, 1)).astype(np.float16),
-        b1=generator.standard_normal(5).astype(np.float16),
-        w2=generator.standard_normal((4, 5, 1, 1)).astype(np.float16),
-    )
-    feeds = {"x": generator.standard_normal((80, 3, 4, 5)).astype(np.float16)}
-    result = bench.variant(model, w2=generator.standard_normal((4, 5, 1, 1)).astype(np.float16))
-    found = bench.repaired(model, result, feeds)
-    assert {t.data_type for t in found.model.graph.initializer} == {onnx.TensorProto.FLOAT16}
-    assert relative(kit, model, found.model, feeds) < 0.01
-
-
-def test_weights_that_are_computed_are_left(nets: Any, bench: Any) -> None:
-    model = nets.build(
-        """net (float[N, 3, 4, 5] x) => (float[N, 4, 4, 5] y) {
-        [one] a = Conv (x, w1) [r] b = Relu (a) [bend] v = Sigmoid (w2)
-        [two] c = Conv (b, v) [q] d = Relu (c) [three] y = Conv (d, w3) }""",
-        w1=(5, 3, 1, 1),
-        w2=(4, 5, 1, 1),
-        w3=(4, 4, 1, 1),
-    )
-    feeds = nets.samples(model, 60)
-    result = bench.variant(model, w1=np.random.default_rng(1).random((5, 3, 1, 1), np.float32))
-    for method in ("refit", "scale"):
-        found = bench.repaired(model, result, feeds, method=method)
-        assert list(found.left) == ["two"]
-        assert "run time" in found.left["two"]
-        assert set(by_node(found)) == {"one", "three"}
-
-
-def test_biases_that_are_computed_are_left(nets: Any, bench: Any) -> None:
-    model = nets.build(
-        """net (float[N, 3, 4, 5] x) => (float[N, 4, 4, 5] y) {
-        [one] a = Conv (x, w1) [r] b = Relu (a) [bend] v = Sigmoid (b2)
-        [two] c = Conv (b, w2, v) [q] y = Relu (c) }""",
-        w1=(5, 3, 1, 1),
-        w2=(4, 5, 1, 1),
-        b2=(4,),
-    )
-    result = bench.variant(model, w1=np.random.default_rng(1).random((5, 3, 1, 1), np.float32))
-    for method in ("refit", "scale"):
-        found = bench.repaired(model, result, nets.samples(model, 60), method=method)
-        assert "run time" in found.left["two"]
-        assert set(by_node(found)) == {"one"}
-
-
-@pytest.mark.usefixtures("free")
-@pytest.mark.parametrize("bias", ["b2", ""])
-def test_a_gemm_whose_beta_scales_its_bias(nets: Any, bench: Any, tap: Any, bias: str) -> None:
-    """Also where there was none: a bias that is added is multiplied by beta as well."""
-    model = nets.build(
-        f"""net (float[N, 6] x) => (float[N, 3] y) {{
-        [one] a = Gemm <transB = 1> (x, w1, b1) [r] b = Relu (a)
-        [two] y = Gemm <alpha = 0.5, beta = 3.0> (b, w2{bias and ", "}{bias}) }}""",
-        w1=(5, 6),
-        b1=(5,),
-        w2=(5, 3),
-        **({"b2": (3,)} if bias else {}),
-    )
-    feeds = nets.samples(model, 300)
-    # A unit that is gone leaves a mean behind, which only the bias can make up for.
-    coupling = nets.facts(model).coupling()
-    gone = {"one": (0, 3)}
-    result = remove_channels(model, coupling, gone)
-    kept = left_of_lanes(coupling, coupling.classes(gone))
-    found = bench.repaired(model, result, feeds, kept)
-    done = by_node(found)["two"]
-    prior = 0.5 * bench.constant(result, "two", 1).T
-    matrix, offset = bench.ridge(
-        tap(result, "b", feeds), tap(model, "y", feeds), prior, done.shrinkage
-    )
-    assert np.abs(offset).min() > 1e-2
-    np.testing.assert_allclose(0.5 * bench.constant(found.model, "two", 1).T, matrix, atol=1e-5)
-    np.testing.assert_allclose(3 * bench.constant(found.model, "two", 2), offset, atol=1e-5)
-
-
-@pytest.mark.usefixtures("free")
-def test_subgraphs_and_operators_of_other_domains(nets: Any, bench: Any, kit: Any) -> None:
-    model = nets.build(
-        """net (float[N, 3, 4, 5] x) => (float[N, 4, 4, 5] y) {
-        [one] a = Conv (x, w1) [r] b = Relu (a) [two] c = Conv (b, w2) [own] d = Gelu (c)
-        [three] e = Conv (d, w3) [s] y = Sigmoid (e) }""",
-        w1=(5, 3, 1, 1),
-        w2=(4, 5, 1, 1),
-        w3=(4, 4, 1, 1),
-        yes=np.array(True),
-    )
-    next(n for n in model.graph.node if n.name == "own").domain = "com.microsoft"
-    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-
-    def branch(name: str) -> onnx.GraphProto:
-        steps = [
-            onnx.helper.make_node("Relu", ["b"], [f"{name}1"]),
-            onnx.helper.make_node("Neg", [f"{name}1"], [f"{name}2"]),
-        ]
-        return onnx.helper.make_graph(steps, name, [], [kit.value(f"{name}2", None)])
-
-    node = onnx.helper.make_node(
-        "If", ["yes"], ["u"], "if", then_branch=branch("t"), else_branch=branch("e")
-    )
-    model.graph.node.append(node)
-    model.graph.output.append(kit.value("u", ["N", 5, 4, 5]))
-    feeds = nets.samples(model, 100)
-    noise = np.random.default_rng(1).random((5, 3, 1, 1), np.float32)
-    result = bench.variant(model, w1=noise)
-    for method in ("refit", "scale"):
-        found = bench.repaired(model, result, feeds, method=method)
-        assert found.left == {}
-        assert set(by_node(found)) == {"one", "two", "three"}
-        if method == "refit":
-            assert relative_first(kit, model, found.model, feeds) < 1e-3
-
-
-def relative_first(kit: Any, model: Any, other: Any, feeds: Any) -> float:
-    one, two = kit.run(model, feeds)[0], kit.run(other, feeds)[0]
-    return float(np.linalg.norm(two - one) / np.linalg.norm(one))
-
-
-def test_unknown_methods_are_refused(nets: Any) -> None:
+def test_unknown_methods_are_refused(nets: Any, bench: Any) -> None:
     with pytest.raises(UsageError, match="'guess' is neither refit nor scale"):
-        Repair(chain(nets), [], Execution(threads=1), method="guess")
+        Repair(bench.chain(nets), [], Execution(threads=1), method="guess")
