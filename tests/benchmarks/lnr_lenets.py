@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from figures import pyplot
 from sklearn.model_selection import train_test_split
 
 import onnxcompress as oc
@@ -116,7 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     parts = arguments.only or ("recipes", "plans", "figures")
     if "figures" in parts:
-        _pyplot()
+        pyplot()
     images = _images(arguments.samples)
     for network in arguments.networks:
         paths = [arguments.folder / f"{network}_seed{s}.onnx" for s in range(arguments.trainings)]
@@ -275,7 +276,7 @@ def _figures(
 def _plot(
     panels: Mapping[str, Mapping[str, np.ndarray]], base: float, network: str, path: Path
 ) -> None:
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.2), sharey=True)
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         for (label, curve), marker in zip(curves.items(), "os^v", strict=False):
@@ -293,17 +294,6 @@ def _plot(
     figure.tight_layout()
     figure.savefig(path, dpi=90)
     plt.close(figure)
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise SystemExit("the figures need matplotlib: pip install matplotlib") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
 
 
 def _size(model: onnx.ModelProto) -> int:

@@ -1,12 +1,13 @@
 """Repair on networks for photographs: accuracy or output SNR against MACs, with and without.
 
-    python tests/benchmarks/repair_networks.py [--part classifiers signals metrics] [--nets ...]
+    python tests/benchmarks/repair_networks.py [--part classifiers signals] [--nets ...]
 
 `classifiers`: SqueezeNet and MobileNet-V2 on `imagenet_samples`, cross-fitted: calibrated on one
 half of the images without labels, scored on the other, and swapped; onnxsim's Wanda beside it.
 `signals`: networks that make no class decision, at MACs 0.8, on photographs; judged on others than
-those calibrated on. `metrics`: Tucker-2 in the metric of the data against that of the weights, at
-equal MACs. Needs the shared folder (ONNXCOMPRESS_DATA, default ../shared).
+those calibrated on. Passes that decide on weights alone, and passes that look at the data, each
+with one plan, carried out with repair and without. Needs the shared folder (ONNXCOMPRESS_DATA,
+default ../shared).
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ import onnxcompress as oc
 from onnxcompress.runtime import open_session
 
 SHARED = Path(os.environ.get("ONNXCOMPRESS_DATA", "../shared"))
+LOW_RANK_BY_WEIGHTS = ["tucker2:metric=weights", "svd:metric=weights"]
 PASSES = ["lnr:branches=false", "tucker2", "svd"]
+FAMILIES = {
+    "weights": ["prune:criterion=weight,branches=false", *LOW_RANK_BY_WEIGHTS],
+    "data": PASSES,
+}
 CLASSIFIERS = {
     "squeezenet1.1_fp16w_imagenet": ("bgr", 227, (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), 0),
     "mobilenet_v2_1.0_224_dq": ("rgb", 224, (127.5,) * 3, (127.5,) * 3, 1),
@@ -42,14 +48,14 @@ SIGNALS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parts = ("classifiers", "signals", "metrics")
-    parser.add_argument("--part", nargs="+", default=list(parts), choices=parts)
+    parts = {"classifiers": classifiers, "signals": signals}
+    parser.add_argument("--part", nargs="+", default=list(parts), choices=list(parts))
     parser.add_argument("--nets", nargs="+", help="only these networks")
     parser.add_argument("--macs", type=float, nargs="+", default=[0.9, 0.75, 0.6])
     parser.add_argument("--samples", type=int, default=256)
     arguments = parser.parse_args()
     for part in arguments.part:
-        globals()[part](arguments)
+        parts[part](arguments)
 
 
 def classifiers(arguments: argparse.Namespace) -> None:
@@ -115,68 +121,53 @@ def classifiers(arguments: argparse.Namespace) -> None:
 
 def signals(arguments: argparse.Namespace) -> None:
     """Output SNR at MACs 0.8, of the worst output, with and without repair."""
-    print("| net | MACs | SNR without repair | with | gain | seconds |")
-    print("|---|---|---|---|---|---|", flush=True)
-    gains = []
+    print("| net | passes decide by | MACs | SNR without repair | with | gain | seconds |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    gains: dict[str, list[float]] = {}
     for net in SIGNALS:
         if net == "ultraface_RFB_320" or (arguments.nets and net not in arguments.nets):
             continue
         model, fitted, judged = signal(net, arguments.samples)
-        found, start = [], time.perf_counter()
-        # The same plan for both: what is repaired is what the other leaves as it is.
-        with tempfile.TemporaryDirectory() as folder:
-            plan = Path(folder) / "plan.json"
-            for repair in ("refit", "off"):
-                result = oc.compress(
-                    model,
-                    data=fitted,
-                    eval_data=judged,
-                    passes=PASSES if not plan.exists() else (),
-                    plan=plan if plan.exists() else None,
-                    target={"macs": 0.8},
-                    min_snr=-100.0,
-                    samples=arguments.samples,
-                    repair=repair,
-                    **shape_of(model, fitted),
-                )
-                plan.write_text(result.plan.to_json())
-                found.append(worst(result))
-                macs = result.report["remaining"]["macs"]
-        gains.append(found[0] - found[1])
-        seconds = (time.perf_counter() - start) / 2
-        print(
-            f"| {net} | {macs:.3f} | {found[1]:.1f} dB | {found[0]:.1f} dB | {gains[-1]:+.1f} dB | "
-            f"{seconds:.0f} |",
-            flush=True,
-        )
-    if gains:
-        print(f"\nmean gain {np.mean(gains):.1f} dB", flush=True)
+        for by, passes in FAMILIES.items():
+            start = time.perf_counter()
+            off, on, macs = with_and_without(model, passes, fitted, judged, arguments.samples)
+            gains.setdefault(by, []).append(on - off)
+            print(
+                f"| {net} | {by} | {macs:.3f} | {off:.1f} dB | {on:.1f} dB | {on - off:+.1f} dB | "
+                f"{time.perf_counter() - start:.0f} |",
+                flush=True,
+            )
+    for by, found in gains.items():
+        print(f"mean gain, passes by {by}: {np.mean(found):.1f} dB", flush=True)
 
 
-def metrics(arguments: argparse.Namespace) -> None:
-    """Tucker-2 by the data against Tucker-2 by the weights: output SNR of ultraface."""
-    print(
-        "| net | MACs | weights, no repair | data, no repair | weights, repaired | data, repaired |"
-    )
-    print("|---|---|---|---|---|---|", flush=True)
-    model, fitted, judged = signal("ultraface_RFB_320", arguments.samples)
-    for macs in (0.8, 0.7, 0.6, 0.5):
-        found = []
-        for repair in ("off", "refit"):
-            for metric in ("weights", "data"):
-                result = oc.compress(
-                    model,
-                    data=fitted,
-                    eval_data=judged,
-                    passes=[f"tucker2:metric={metric},round_to=2,rungs=16"],
-                    target={"macs": macs},
-                    min_snr=-100.0,
-                    samples=arguments.samples,
-                    repair=repair,
-                )
-                found.append(worst(result))
-        row = " | ".join(f"{snr:.1f} dB" for snr in found)
-        print(f"| ultraface_RFB_320 | {macs} | {row} |", flush=True)
+def with_and_without(
+    model: onnx.ModelProto,
+    passes: list[str],
+    fitted: dict[str, Any],
+    judged: dict[str, Any],
+    samples: int,
+) -> tuple[float, float, float]:
+    """(SNR without repair, with it, MACs left): one plan, carried out twice."""
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Path(folder) / "plan.json"
+        for repair in ("refit", "off"):
+            result = oc.compress(
+                model,
+                data=fitted,
+                eval_data=judged,
+                passes=() if plan.exists() else passes,
+                plan=plan if plan.exists() else None,
+                target={"macs": 0.8},
+                min_snr=-100.0,
+                samples=samples,
+                repair=repair,
+                **shape_of(model, fitted),
+            )
+            plan.write_text(result.plan.to_json())
+            found[repair] = worst(result)
+    return found["off"], found["refit"], result.report["remaining"]["macs"]
 
 
 def signal(net: str, count: int) -> tuple[onnx.ModelProto, dict[str, Any], dict[str, Any]]:
