@@ -24,7 +24,7 @@ from onnxcompress.plan.contract import Candidate, NoCandidate, Site
 from onnxcompress.plan.known_moments import facts_of
 from onnxcompress_passes.channel_pass import ChannelPass
 from onnxcompress_passes.lnr_chain import Chain, solve_chain
-from onnxcompress_passes.lnr_selection import SELECTORS, Selection, elimination_order, rebuilt
+from onnxcompress_passes.lnr_selection import SELECTORS, Leaving, Selection, leaving, rebuilt
 from onnxcompress_passes.prune_setting import KeptChannels
 
 CHAININGS = ("parallel", "top-down", "bottom-up")
@@ -146,10 +146,17 @@ class Lnr(ChannelPass):
         return ""
 
     def _order(self, group: Group, facts: Facts, coupling: Coupling) -> tuple[int, ...]:
+        return self._leaving(group, facts, coupling).order
+
+    def _leaving(self, group: Group, facts: Facts, coupling: Coupling) -> Leaving:
         key = (self._selection, self.bias, group.name)
-        return facts.recall(key, lambda: elimination_order(facts, coupling, group, self._selection))
+        return facts.recall(key, lambda: leaving(facts, coupling, group, self._selection))
 
     def _damage(self, group: Group, gone: Sequence[int], facts: Facts, coupling: Coupling) -> float:
+        if gone and not self._fixed:
+            known = self._leaving(group, facts, coupling)
+            if len(gone) < len(known.errors) and tuple(gone) == known.order[: len(gone)]:
+                return max(0.0, known.errors[len(gone)])
         return rebuilt(facts, coupling, group, gone)
 
     def _chain(self, facts: Facts, coupling: Coupling) -> Chain:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
@@ -63,29 +64,51 @@ class Selection:
         return sorted(swap(problems, left, ridge=RIDGE).kept)
 
 
-def elimination_order(
-    facts: Facts, coupling: Coupling, group: Group, selection: Selection
-) -> tuple[int, ...]:
-    """The channels of a group in the order in which they go; those that must stay are not in it."""
-    found = consumers(facts, coupling, group)
-    problems = problems_of(found, layer_moments(facts, readers(facts, coupling)))
+@dataclass(frozen=True)
+class Leaving:
+    """How the channels of a group go.
+
+    Attributes:
+        order: the channels in the order in which they go; those that must stay are not in it.
+        errors: relative squared errors of all that reads the group, refitted, after so many of
+            them, [n]; as far as they are known.
+    """
+
+    order: tuple[int, ...]
+    errors: Sequence[float]
+
+
+def leaving(facts: Facts, coupling: Coupling, group: Group, selection: Selection) -> Leaving:
+    """The order in which the channels of a group go."""
+    problems = _problems(facts, coupling, group)
+    errors: Sequence[float] = ()
     if selection.selector == "lasso":
-        order = _order_of_leaving(problems, group.width, selection)
+        whole = _order_of_leaving(problems, group.width, selection)
     else:
-        order = list(eliminate(problems, keep=0, ridge=RIDGE).order)
-    order = [*sorted(set(range(group.width)) - set(order)), *order]
-    return tuple(channel for channel in order if channel not in _last_ones(coupling, group, order))
+        found = eliminate(problems, keep=0, ridge=RIDGE)
+        whole = list(found.order)
+        errors = found.errors.tolist() if len(whole) == group.width else ()
+    whole = [*sorted(set(range(group.width)) - set(whole)), *whole]
+    last = _last_ones(coupling, group, whole)
+    order = tuple(channel for channel in whole if channel not in last)
+    # Behind a channel that stays the elimination went on without it.
+    same = sum(1 for _ in takewhile(lambda channel: channel not in last, whole))
+    return Leaving(order, errors[: same + 1])
 
 
 def rebuilt(facts: Facts, coupling: Coupling, group: Group, gone: Sequence[int]) -> float:
     """Relative squared errors of all that reads a group, refitted without some channels."""
     if not gone:
         return 0.0
-    found = consumers(facts, coupling, group)
-    problems = problems_of(found, layer_moments(facts, readers(facts, coupling)))
+    problems = _problems(facts, coupling, group)
     scales = problem_scales(problems, None)
     kept = sorted(set(range(group.width)) - set(gone))
     return max(0.0, refit_error(problems, kept, scales, RIDGE))
+
+
+def _problems(facts: Facts, coupling: Coupling, group: Group) -> tuple[Quadratic, ...]:
+    found = consumers(facts, coupling, group)
+    return tuple(problems_of(found, layer_moments(facts, readers(facts, coupling))))
 
 
 def _order_of_leaving(problems: Sequence[Quadratic], width: int, selection: Selection) -> list[int]:

@@ -171,3 +171,26 @@ def test_ladder_damage_is_the_error_of_the_refit(lnr: Any, nets: Any, selector: 
         for candidate in offers[1:]:
             expected = refit_error(problems, candidate.setting.kept, scales, 1e-6)
             assert candidate.damage == pytest.approx(expected, rel=1e-9)
+
+
+def test_ladder_damage_behind_a_channel_that_has_to_stay(nets: Any) -> None:
+    """Each half needs one channel: one of the second half stays before the first half goes."""
+    model = nets.build(
+        """net (float[N, 6, 4, 5] x) => (float[N, 1, 4, 5] y, float[N, 1, 4, 5] z) {
+        [one] a = Conv (x, w1) [r] b = Relu (a) [half] p, q = Split <axis = 1> (b, sizes)
+        [two] y = Conv (p, w2) [three] z = Conv (q, w3) }""",
+        w1=np.eye(6, dtype=np.float32)[:, :, np.newaxis, np.newaxis],
+        sizes=np.array([3, 3]),
+        w2=np.array([[1, 1, 0]], np.float32)[:, :, np.newaxis, np.newaxis],
+        w3=np.array([[1, 1, 1]], np.float32)[:, :, np.newaxis, np.newaxis],
+    )
+    facts = nets.facts(model, nets.samples(model, 200))
+    owner = Lnr(round_to=1)
+    offers = owner.candidates(next(s for s in owner.sites(facts) if s.node == "one"), facts)
+    gone = [set(range(6)) - set(c.setting.kept) for c in offers]
+    assert gone[1] == {2}
+    assert len(gone[3] & {3, 4, 5}) == 2
+    assert len(gone[4] & {0, 1}) == 1, "the third of the second half stays"
+    # Independent inputs of equal variance: each counts as the square of its weight.
+    shares = [0.0, 0.0, 1 / 3, 2 / 3, 2 / 3 + 1 / 2]
+    assert [c.damage for c in offers] == pytest.approx(shares, abs=0.05)
