@@ -15,9 +15,11 @@ from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.runtime import Array, Execution, open_session
 
 _WAVE_BYTES = 2**28
-"""Taps of one wave, for one batch: more are collected in further runs."""
+"""Taps of one wave, for one batch: more are collected in smaller batches, then in further runs."""
 
 _BATCH = 16
+_SMALL_BATCH = 2
+"""Batches are made this small before the network is run once more: that takes as long again."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class CollectedActivations:
         wave: list[str] = []
         held = 0
         for name in names:
-            octets = 8 * _BATCH * prod(self.shapes.get(name, (1,)))
+            octets = _SMALL_BATCH * self._octets(name)
             if wave and held + octets > _WAVE_BYTES:
                 yield wave
                 wave, held = [], 0
@@ -74,6 +76,10 @@ class CollectedActivations:
             held += octets
         if wave:
             yield wave
+
+    def _octets(self, name: str) -> int:
+        """Of a tensor at the representative sizes, as it is summed up."""
+        return 8 * prod(self.shapes.get(name, (1,)))
 
     def _collect(
         self, model: onnx.ModelProto, axes: Mapping[str, int], samples: Dataset
@@ -85,8 +91,10 @@ class CollectedActivations:
             if name not in outputs:
                 tapped.graph.output.append(onnx.ValueInfoProto(name=name))
         sums = {name: _Sums() for name in axes}
+        fitting = _WAVE_BYTES // max(1, sum(map(self._octets, axes)))
+        batch = min(_BATCH, max(_SMALL_BATCH, fitting))
         with open_session(tapped, self.execution) as session:
-            for feeds, _ in samples.batches(_BATCH):
+            for feeds, _ in samples.batches(batch):
                 values = dict(zip(session.output_names, session.run(feeds), strict=True))
                 for name, axis in axes.items():
                     sums[name].add(values[name], axis)

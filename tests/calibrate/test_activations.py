@@ -104,30 +104,45 @@ def test_other_axes_and_nothing() -> None:
     assert collect({}) == {}
 
 
-@pytest.mark.parametrize("limit", [1, 8 * 16 * 6 * 4 * 5, 2 * 8 * 16 * 6 * 4 * 5])
-def test_waves(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    """Little memory takes more runs, and changes nothing; no wave is empty or above the limit."""
+# a, b and t hold 120 numbers each, y holds 40; of eight bytes each.
+@pytest.mark.parametrize(
+    ("limit", "runs", "batches"),
+    [
+        (1, [1, 1, 1, 1], [2, 2, 2, 2]),
+        (2 * 8 * 120, [1, 1, 1, 1], [2, 2, 2, 6]),
+        (2 * 8 * 240, [2, 2], [2, 3]),
+        (3 * 8 * 400, [4], [3]),
+        (2**20, [4], [16]),
+    ],
+)
+def test_waves(
+    monkeypatch: pytest.MonkeyPatch, limit: int, runs: list[int], batches: list[int]
+) -> None:
+    """Little memory takes smaller batches, then more runs, and changes nothing."""
     model, x = network(), samples(20)
     axes = {"a": 1, "b": 1, "t": 3, "y": 3}
     whole = collector(model, x)(axes)
-    runs: list[list[str]] = []
-    genuine = CollectedActivations._collect
+    waves: list[list[str]] = []
+    sizes: list[int] = []
+    genuine, deliver = CollectedActivations._collect, Dataset.batches
 
     def counted(self: Any, model: Any, axes: Any, samples: Any) -> Any:
-        runs.append(list(axes))
+        waves.append(list(axes))
         return genuine(self, model, axes, samples)
 
+    def delivered(self: Dataset, batch_size: int) -> Any:
+        sizes.append(batch_size)
+        return deliver(self, batch_size)
+
     monkeypatch.setattr(CollectedActivations, "_collect", counted)
+    monkeypatch.setattr(Dataset, "batches", delivered)
     monkeypatch.setattr(module, "_WAVE_BYTES", limit)
     found = collector(model, x)(axes)
-    assert [name for run in runs for name in run] == list(axes)
-    assert all(runs)
-    # a, b and t hold 120 numbers each, y holds 40.
-    expected = {1: 4, 8 * 16 * 120: 4, 2 * 8 * 16 * 120: 2}[limit]
-    assert len(runs) == expected
+    assert [name for wave in waves for name in wave] == list(axes)
+    assert [len(wave) for wave in waves] == runs
+    assert sizes == batches
     for name in axes:
-        assert np.array_equal(found[name].mean, whole[name].mean)
-        assert np.array_equal(found[name].square, whole[name].square)
+        assert_statistics(found[name], values(model, [name], x)[name], axes[name])
         assert np.array_equal(found[name].positive, whole[name].positive)
 
 
