@@ -24,6 +24,9 @@ Sites = Sequence[Sequence[Candidate[Any]]]
 
 _BISECTIONS = 7
 
+_PROPORTIONATE = 0.1
+"""Relative squared error of the outputs up to which it grows about as much as a layer's own."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -123,14 +126,27 @@ def sensitivities(
     for number, offers in enumerate(sites):
         lossy = [c for c in offers if c.damage > 0]
         if lossy:
-            # The middle of the ladder: far from rounding noise and from saturation alike.
-            probe = lossy[len(lossy) // 2]
-            factors.append(trial((probe,), probe=True).error / probe.damage)
+            factors.append(_sensitivity(lossy, trial))
         else:
             factors.append(1.0)
         if progress is not None:
             progress(number + 1, len(sites))
     return factors
+
+
+def _sensitivity(ladder: Sequence[Candidate[Any]], trial: Trial) -> float:
+    """Measured error of the outputs per predicted damage.
+
+    From the middle of the ladder, far from rounding noise, down to where the outputs still answer
+    in proportion: an output that is lost stays at an error of about 1 whatever else is done, and a
+    layer that was probed there would look harmless.
+    """
+    at = len(ladder) // 2
+    while True:
+        error = trial((ladder[at],), probe=True).error
+        if error <= _PROPORTIONATE or at == 0:
+            return error / ladder[at].damage
+        at //= 2
 
 
 def for_targets(

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import onnxcompress as oc
 from onnxcompress.runtime import open_session
@@ -41,7 +41,7 @@ SIGNALS = {
     "yolox_nano_coco": ("bgr", (416, 416), 0.0, 1.0),
     "deeplabv3_mnv2_pascal_dq": ("rgb", (513, 513), 127.5, 127.5),
     "super_resolution_espcn": ("gray", (224, 224), 0.0, 255.0),
-    "text_detection_ch_ppocrv3": ("rgb", (320, 320), 127.5, 127.5),
+    "text_detection_ch_ppocrv3": ("words", (320, 320), 116.0, 57.0),
     "ultraface_RFB_320": ("rgb", (240, 320), 127.0, 128.0),
 }
 
@@ -191,15 +191,27 @@ def shape_of(model: onnx.ModelProto, fitted: dict[str, Any]) -> dict[str, Any]:
 
 
 def photograph(number: int, order: str, size: tuple[int, int]) -> np.ndarray:
-    """One of the images [C, H, W], 0 to 255."""
+    """One of the images [C, H, W], 0 to 255; `words` is BGR with some words written across."""
     (path,) = (SHARED / "data" / "imagenet_samples" / f"{number:03d}").iterdir()
     with Image.open(path) as image:
         mode = "L" if order == "gray" else "RGB"
         small = image.convert(mode).resize(size[::-1], Image.Resampling.BILINEAR)
-        pixels = np.asarray(small, dtype=np.float32)
+    if order == "words":
+        write(small, np.random.default_rng(number))
+    pixels = np.asarray(small, dtype=np.float32)
     if order == "gray":
         return pixels[np.newaxis]
-    return (pixels[:, :, ::-1] if order == "bgr" else pixels).transpose(2, 0, 1)
+    return (pixels if order == "rgb" else pixels[:, :, ::-1]).transpose(2, 0, 1)
+
+
+def write(image: Image.Image, chance: np.random.Generator) -> None:
+    """Some words, here and there: a text detector answers nothing where there is no text."""
+    draw = ImageDraw.Draw(image)
+    for _ in range(5):
+        word = "".join(chance.choice(list("abcdefghijklmnopqrstuvwxyz"), chance.integers(3, 10)))
+        place = tuple(int(v) for v in chance.integers(0, np.array(image.size) * 3 // 4))
+        ink = tuple(int(v) for v in chance.integers(0, 256, 3))
+        draw.text(place, word, fill=ink, font=ImageFont.load_default(int(chance.integers(18, 44))))
 
 
 def answers(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:

@@ -130,6 +130,23 @@ def test_one_probe_per_site(sites: Sites) -> None:
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
+def test_lost_outputs_are_probed_more_gently(offer: Callable[..., Candidate[Any]]) -> None:
+    """Outputs that cannot get worse would make a layer look harmless: 1 over 2.4, and not 4."""
+    ladder = [offer("a", rung, (rung, rung, rung), 0.3 * rung) for rung in range(9)]
+    ladder[1:3] = [offer("a", 1, (1, 1, 1), 0.01), offer("a", 2, (2, 2, 2), 0.02)]
+    asked: list[list[str]] = []
+
+    def trial(chosen: tuple[Candidate[Any], ...], *, probe: bool = False) -> Outcome:
+        asked.append(names(chosen))
+        return Outcome(True, min(1.0, 4.0 * chosen[0].damage), "")
+
+    assert sensitivities([ladder], trial) == pytest.approx([4.0])
+    assert asked == [["a5"], ["a3"], ["a2"]]
+    # Where even the gentlest is too much, it decides.
+    hopeless = [offer("b", 1, (1, 1, 1), 0.5), offer("b", 2, (2, 2, 2), 0.8)]
+    assert sensitivities([hopeless], trial) == pytest.approx([2.0])
+
+
 class Bound:
     """A trial that holds up to a total damage; counts what it was asked."""
 
