@@ -29,16 +29,17 @@ from onnxcompress.plan.gate import Key, gate
 from onnxcompress.plan.known_moments import layer_moments, linear_among, remember_facts
 from onnxcompress.plan.options import Options, collect, with_savings
 from onnxcompress.plan.plan import Plan, described, read_plan
+from onnxcompress.plan.probes import expected_errors, predicted
 from onnxcompress.plan.reasons import left_alone, most_frequent
 from onnxcompress.plan.replay import check_fits, needing_data
 from onnxcompress.plan.search import (
     Baseline,
     Choice,
     Chosen,
+    Damages,
     Sites,
     by_rule,
     for_targets,
-    sensitivities,
     within_bound,
     within_budget,
 )
@@ -71,7 +72,7 @@ class Planner:
         self._budget: float | None = None
         self._last: tuple[Candidate[Any], ...] = ()
         self._slack: dict[str, float] = {}
-        self._factors: list[float] | None = None
+        self._damages: Damages | None = None
         self._options: Options | None = None
         self._baseline: Baseline | None = None
         self.timings: dict[Key, LayerTiming] = {}
@@ -164,10 +165,10 @@ class Planner:
         if self._replay is not None or self._budget is None or self._config.targets:
             return False
         options = self._offers()
-        factors = self._sensitivities(options)
+        damages = self._expected(options)
         for _ in range(_STEPS):
             self._budget *= _TIGHTEN
-            chosen = within_budget(options.sites, factors, self.timings, self._budget).chosen
+            chosen = within_budget(options.sites, damages, self.timings, self._budget).chosen
             if chosen != self._last:
                 return bool(chosen)
         return False
@@ -221,51 +222,51 @@ class Planner:
     def _choose(self, options: Options) -> Choice:
         sites = options.sites
         if self._config.targets:
-            return self._for_targets(options, self._sensitivities(options))
+            return self._for_targets(options, self._expected(options))
         if not self._plans_by_data():
             return by_rule(sites)
         # A single candidate per site (explicit ranks) that costs nothing needs no weighing.
         if all(c.damage <= 0 for offers in sites for c in offers):
             return by_rule(sites)
-        factors = self._sensitivities(options)
+        damages = self._expected(options)
         if self._budget is not None:
-            return within_budget(sites, factors, self.timings, self._budget)
-        choice, self._budget = within_bound(sites, self._trial, factors, self.timings)
+            return within_budget(sites, damages, self.timings, self._budget)
+        choice, self._budget = within_bound(sites, self._trial, damages, self.timings)
         return choice
 
-    def _for_targets(self, options: Options, factors: list[float]) -> Choice:
+    def _for_targets(self, options: Options, damages: Damages) -> Choice:
         """The least damage that meets the targets."""
         targets, baseline = self._config.targets, self._measured_baseline()
         if not any(self.passes[o[0].site.pass_name].works_together for o in options.sites):
             return for_targets(
-                options.sites, targets, baseline, self.timings, factors, slack=self._slack
+                options.sites, targets, baseline, self.timings, damages, slack=self._slack
             )
 
-        def choose(sites: Sites, weights: Sequence[float]) -> Choice:
+        def choose(sites: Sites, weighed: Damages) -> Choice:
             return for_counted_targets(
-                sites, targets, baseline, self.timings, weights, slack=self._slack, count=self._cost
+                sites, targets, baseline, self.timings, weighed, slack=self._slack, count=self._cost
             )
 
         if not self._plans_by_data():
-            return choose(options.sites, factors)
-        return with_or_without_branches(options.sites, factors, choose, self._trial)
+            return choose(options.sites, damages)
+        return with_or_without_branches(options.sites, damages, choose, self._trial)
 
     def _cost(self, chosen: Chosen) -> Cost:
         """What the network costs after a choice, counted."""
         model = rewrite(self._facts.model, chosen, self.passes, memo=self.memo).model
         return model_cost(model, shapes_for(model, self._facts.sizes))
 
-    def _sensitivities(self, options: Options) -> list[float]:
-        if self._factors is None:
+    def _expected(self, options: Options) -> Damages:
+        """What every candidate is expected to do to the outputs; probed once."""
+        if self._damages is None:
+            self._damages = predicted(options.sites)
             if self._plans_by_data():
                 self._progress.stage("probe layers")
-                self._factors = sensitivities(
+                self._damages = expected_errors(
                     options.sites, self._trial, progress=self._progress.step
                 )
                 self._progress.stage("plan")
-            else:
-                self._factors = [1.0] * len(options.sites)
-        return self._factors
+        return self._damages
 
     def _plans_by_data(self) -> bool:
         return self._inputs.calibration is not None

@@ -8,13 +8,21 @@ so the choice is made with and without whole branches, and a trial decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from onnxcompress.graph.cost import Cost
 from onnxcompress.latency.table import LayerTiming
 from onnxcompress.plan.gate import Key
-from onnxcompress.plan.search import Baseline, Choice, Chosen, Sites, Trial, for_targets
+from onnxcompress.plan.search import (
+    Baseline,
+    Choice,
+    Chosen,
+    Damages,
+    Sites,
+    Trial,
+    for_targets,
+)
 
 COUNTED = frozenset({"macs", "params"})
 _COUNTS = 10
@@ -33,7 +41,7 @@ def for_counted_targets(
     targets: Mapping[str, float],
     baseline: Baseline,
     timings: Mapping[Key, LayerTiming],
-    factors: Sequence[float],
+    damages: Damages,
     *,
     slack: Mapping[str, float],
     count: Callable[[Chosen], Cost],
@@ -45,7 +53,7 @@ def for_counted_targets(
         targets: fraction of the original that may remain, per kind.
         baseline: what the original costs.
         timings: measured layer timings; needed for a latency target.
-        factors: how much each site's damage matters.
+        damages: expected error of every candidate.
         slack: per kind, how much more to save than counted, because a first try fell short.
         count: carries out a choice and counts what it costs.
 
@@ -56,7 +64,7 @@ def for_counted_targets(
     counted = {kind: fraction for kind, fraction in targets.items() if kind in COUNTED}
     more, best, least = dict(slack), None, float("inf")
     for _ in range(_COUNTS):
-        choice = for_targets(sites, targets, baseline, timings, factors, slack=more)
+        choice = for_targets(sites, targets, baseline, timings, damages, slack=more)
         if not counted or not choice.chosen:
             break
         cost = count(choice.chosen)
@@ -76,8 +84,8 @@ def for_counted_targets(
 
 def with_or_without_branches(
     sites: Sites,
-    factors: Sequence[float],
-    choose: Callable[[Sites, Sequence[float]], Choice],
+    damages: Damages,
+    choose: Callable[[Sites, Damages], Choice],
     trial: Trial,
 ) -> Choice:
     """Choose among all candidates if that is clearly better than removing no nodes.
@@ -87,15 +95,15 @@ def with_or_without_branches(
     """
     kept = [at for at, offers in enumerate(sites) if not any(c.removes for c in offers)]
     if len(kept) == len(sites):
-        return choose(sites, factors)
-    fewer = choose([sites[at] for at in kept], [factors[at] for at in kept])
+        return choose(sites, damages)
+    fewer = choose([sites[at] for at in kept], [damages[at] for at in kept])
     bold: list[Choice] = []
     for rate in _RATES:
-        weights = [
-            factor * (rate if any(c.removes for c in offers) else 1.0)
-            for offers, factor in zip(sites, factors, strict=True)
+        weighed = [
+            [rate * error for error in errors] if any(c.removes for c in offers) else errors
+            for offers, errors in zip(sites, damages, strict=True)
         ]
-        choice = choose(sites, weights)
+        choice = choose(sites, weighed)
         if any(c.removes for c in choice.chosen) and choice.chosen not in [b.chosen for b in bold]:
             bold.append(choice)
     if not bold:

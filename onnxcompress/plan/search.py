@@ -1,14 +1,13 @@
 """From options to a choice: under targets, under an accuracy bound, or by the passes' own rules.
 
 What a choice does to accuracy is not known here; it is asked through `Trial`, a call that rewrites
-and evaluates on calibration inputs. Damage is first the passes' own prediction (relative error of
-the layer), and is then scaled, layer by layer, by one real probe of what an error in that layer
-does to the outputs.
+and evaluates on calibration inputs. Damages are what probes say that each candidate does to the
+outputs (`plan/probes.py`), and are added up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -21,11 +20,10 @@ from onnxcompress.plan.knapsack import least_damage, most_saved
 
 Chosen = tuple[Candidate[Any], ...]
 Sites = Sequence[Sequence[Candidate[Any]]]
+Damages = Sequence[Sequence[float]]
+"""By site and candidate, the relative squared error of the outputs that is expected of it."""
 
 _BISECTIONS = 7
-
-_PROPORTIONATE = 0.1
-"""Relative squared error of the outputs up to which it grows about as much as a layer's own."""
 
 
 @dataclass(frozen=True)
@@ -113,48 +111,12 @@ def conflicts(sites: Sites) -> list[tuple[int, int]]:
     return sorted(pairs)
 
 
-def sensitivities(
-    sites: Sites, trial: Trial, *, progress: Callable[[int, int], None] | None = None
-) -> list[float]:
-    """How much a layer's relative error matters at the outputs: one probe per site.
-
-    Returns:
-        Per site the factor between predicted damage and measured relative squared error of the
-        outputs; 1 where nothing lossy is on offer.
-    """
-    factors: list[float] = []
-    for number, offers in enumerate(sites):
-        lossy = [c for c in offers if c.damage > 0]
-        if lossy:
-            factors.append(_sensitivity(lossy, trial))
-        else:
-            factors.append(1.0)
-        if progress is not None:
-            progress(number + 1, len(sites))
-    return factors
-
-
-def _sensitivity(ladder: Sequence[Candidate[Any]], trial: Trial) -> float:
-    """Measured error of the outputs per predicted damage.
-
-    From the middle of the ladder, far from rounding noise, down to where the outputs still answer
-    in proportion: an output that is lost stays at an error of about 1 whatever else is done, and a
-    layer that was probed there would look harmless.
-    """
-    at = len(ladder) // 2
-    while True:
-        error = trial((ladder[at],), probe=True).error
-        if error <= _PROPORTIONATE or at == 0:
-            return error / ladder[at].damage
-        at //= 2
-
-
 def for_targets(
     sites: Sites,
     targets: Mapping[str, float],
     baseline: Baseline,
     timings: Mapping[Key, LayerTiming],
-    factors: Sequence[float],
+    damages: Damages,
     *,
     slack: Mapping[str, float] | None = None,
 ) -> Choice:
@@ -165,13 +127,12 @@ def for_targets(
         targets: fraction of the original that may remain, per kind.
         baseline: what the original costs.
         timings: measured layer timings; needed for a latency target.
-        factors: how much each site's damage matters.
+        damages: expected error of every candidate.
         slack: per kind, how much more to save than counted, because a first try fell short.
 
     Returns:
         A choice that meets the targets; or, where none does, the one that saves the most.
     """
-    damage = _scaled(sites, factors)
     savings = {kind: _savings(sites, kind, timings) for kind in targets}
     totals = {kind: _total(baseline, kind) for kind in targets}
     demands = {
@@ -179,7 +140,7 @@ def for_targets(
         for kind, fraction in targets.items()
     }
     barred = conflicts(sites)
-    found = least_damage(damage, savings, demands, conflicts=barred)
+    found = least_damage(damages, savings, demands, conflicts=barred)
     if found is None:
         # Out of reach: the most that can be saved is carried out all the same, so that the
         # verdict describes a real best attempt.
@@ -190,7 +151,7 @@ def for_targets(
             ]
             for i, offers in enumerate(sites)
         ]
-        most = _picked(sites, most_saved(damage, together, None, conflicts=barred))
+        most = _picked(sites, most_saved(damages, together, None, conflicts=barred))
         note = f"{_words(targets)} is out of reach: this saves the most"
         return Choice(most, (note,), meets=False)
     chosen = _picked(sites, found)
@@ -200,7 +161,7 @@ def for_targets(
 def within_bound(
     sites: Sites,
     trial: Trial,
-    factors: Sequence[float],
+    damages: Damages,
     timings: Mapping[Key, LayerTiming],
 ) -> tuple[Choice, float]:
     """Save the most that the accuracy bound allows, judged on the calibration inputs.
@@ -210,9 +171,8 @@ def within_bound(
     Returns:
         The choice, and the budget of damage that it was made within.
     """
-    damage = _scaled(sites, factors)
-    everything = within_budget(sites, factors, timings, None)
-    high = _spent(sites, damage, everything.chosen)
+    everything = within_budget(sites, damages, timings, None)
+    high = _spent(sites, damages, everything.chosen)
     if not everything.chosen or trial(everything.chosen).ok:
         return replace(
             everything, notes=(f"everything on offer saves {_unit(timings)} and holds",)
@@ -220,7 +180,7 @@ def within_bound(
     best, low, tried = Choice((), ()), 0.0, 1
     budget = high / 4.0
     for _ in range(_BISECTIONS):
-        attempt = within_budget(sites, factors, timings, budget)
+        attempt = within_budget(sites, damages, timings, budget)
         tried += bool(attempt.chosen)
         if not attempt.chosen or trial(attempt.chosen).ok:
             low, best = budget, attempt
@@ -234,7 +194,7 @@ def within_bound(
 
 def within_budget(
     sites: Sites,
-    factors: Sequence[float],
+    damages: Damages,
     timings: Mapping[Key, LayerTiming],
     budget: float | None,
 ) -> Choice:
@@ -244,7 +204,7 @@ def within_budget(
     """
     kind = "latency" if timings else "macs"
     found = most_saved(
-        _scaled(sites, factors),
+        damages,
         _savings(sites, kind, timings),
         budget,
         conflicts=conflicts(sites),
@@ -296,13 +256,6 @@ def _total(baseline: Baseline, kind: str) -> float:
             return float(baseline.cost.params)
         case _:
             return float(baseline.file_bytes)
-
-
-def _scaled(sites: Sites, factors: Sequence[float]) -> list[list[float]]:
-    return [
-        [candidate.damage * factor for candidate in offers]
-        for offers, factor in zip(sites, factors, strict=True)
-    ]
 
 
 def _picked(sites: Sites, found: Sequence[int | None]) -> Chosen:

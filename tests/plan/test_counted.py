@@ -11,6 +11,7 @@ import pytest
 from onnxcompress.graph.cost import Cost
 from onnxcompress.plan.contract import Candidate
 from onnxcompress.plan.counted import for_counted_targets, with_or_without_branches
+from onnxcompress.plan.probes import predicted
 from onnxcompress.plan.search import Baseline, Choice, Outcome
 
 Offer = Callable[..., Candidate[Any]]
@@ -32,7 +33,7 @@ def counted(sites: Sites, target: float, *, share: float = 1.0) -> tuple[Choice,
         return seen[-1]
 
     choice = for_counted_targets(
-        sites, {"macs": target}, BASELINE, {}, [1.0] * len(sites), slack={}, count=count
+        sites, {"macs": target}, BASELINE, {}, predicted(sites), slack={}, count=count
     )
     return choice, seen
 
@@ -90,7 +91,9 @@ def test_targets_that_are_not_counted(offer: Offer) -> None:
         raise AssertionError("counted")
 
     sites = [[offer("a", 1, (1000, 1000, 20_000), 0.1)]]
-    choice = for_counted_targets(sites, {"size": 0.5}, BASELINE, {}, [1.0], slack={}, count=never)
+    choice = for_counted_targets(
+        sites, {"size": 0.5}, BASELINE, {}, predicted(sites), slack={}, count=never
+    )
     assert names(choice.chosen) == ["a1"]
 
 
@@ -100,20 +103,20 @@ def test_a_trial_decides_on_branches(offer: Offer, branch_error: float) -> None:
     sites = [[branch], [offer("a", 1, (8000, 1, 4), 0.5)]]
     asked: list[list[str]] = []
 
-    def choose(given: Any, factors: Sequence[float]) -> Choice:
-        assert len(given) == len(factors)
+    def choose(given: Any, damages: Any) -> Choice:
+        assert [len(offers) for offers in given] == [len(errors) for errors in damages]
         return Choice(tuple(offers[0] for offers in given)[:1], ())
 
     def trial(chosen: Any, *, probe: bool = False) -> Outcome:
         asked.append(names(chosen))
         return Outcome(True, branch_error if chosen[0] is branch else 0.5, "")
 
-    found = with_or_without_branches(sites, [1.0, 1.0], choose, trial)
+    found = with_or_without_branches(sites, predicted(sites), choose, trial)
     assert names(found.chosen) == (["branch0"] if branch_error < 0.5 else ["a1"])
     assert asked == [["branch0"], ["a1"]]
     # Where no branch is chosen there is nothing to weigh.
     asked.clear()
-    found = with_or_without_branches(sites[1:], [1.0], choose, trial)
+    found = with_or_without_branches(sites[1:], predicted(sites[1:]), choose, trial)
     assert (names(found.chosen), asked) == (["a1"], [])
 
 
@@ -122,19 +125,19 @@ def test_a_target_that_only_branches_reach(offer: Offer) -> None:
     narrow = [offer("n", 1, (500, 50, 200), 0.1)]
     branch = [dataclasses.replace(offer("b", 0, (4000, 400, 1600), 0.5), removes=("b",))]
 
-    def choose(sites: Any, factors: Any) -> Choice:
+    def choose(sites: Any, damages: Any) -> Choice:
         def count(chosen: Sequence[Candidate[Any]]) -> Cost:
             return BASELINE.cost - sum((c.saving for c in chosen), Cost())
 
         return for_counted_targets(
-            sites, {"macs": 0.7}, BASELINE, {}, factors, slack={}, count=count
+            sites, {"macs": 0.7}, BASELINE, {}, damages, slack={}, count=count
         )
 
     def trial(chosen: Sequence[Candidate[Any]], *, probe: bool = False) -> Outcome:
         removes = any(c.removes for c in chosen)
         return Outcome(ok=True, error=9.0 if removes else 0.1, words="")
 
-    assert not choose([narrow], [1.0]).meets
-    found = with_or_without_branches([narrow, branch], [1.0, 1.0], choose, trial)
+    assert not choose([narrow], predicted([narrow])).meets
+    found = with_or_without_branches([narrow, branch], predicted([narrow, branch]), choose, trial)
     assert found.meets
     assert names(found.chosen) == ["b0"]

@@ -13,13 +13,13 @@ from onnxcompress.graph.cost import Cost
 from onnxcompress.latency.table import LayerTiming
 from onnxcompress.plan.contract import Candidate
 from onnxcompress.plan.gate import candidate_key
+from onnxcompress.plan.probes import predicted
 from onnxcompress.plan.search import (
     Baseline,
     Outcome,
     by_rule,
     conflicts,
     for_targets,
-    sensitivities,
     within_bound,
     within_budget,
 )
@@ -39,6 +39,14 @@ def sites(offer: Callable[..., Candidate[Any]]) -> Sites:
         ],
         [offer("b", 1, (500, 200, 800), 0.20), offer("b", 2, (700, 250, 1000), 0.30)],
         [offer("c", 1, (100, 400, 1600), 0.05, recommended=True)],
+    ]
+
+
+def scaled(sites: Sites, *factors: float) -> list[list[float]]:
+    """Predicted damages, where those of some layers count more."""
+    return [
+        [factor * damage for damage in damages]
+        for damages, factor in zip(predicted(sites), factors, strict=True)
     ]
 
 
@@ -65,22 +73,22 @@ def test_by_rule_takes_what_is_recommended(sites: Sites) -> None:
     ],
 )
 def test_targets(sites: Sites, targets: dict[str, float], expected: list[str]) -> None:
-    found = for_targets(sites, targets, BASELINE, {}, [1.0, 1.0, 1.0])
+    found = for_targets(sites, targets, BASELINE, {}, predicted(sites))
     assert names(found.chosen) == expected
 
 
 def test_sensitivity_decides_where_damage_is_done(sites: Sites) -> None:
     """600 of 10000 MACs must go: b1 + c1 (0.25), or a2 (0.40) where an error in b costs more."""
-    found = for_targets(sites, {"macs": 0.94}, BASELINE, {}, [1.0, 100.0, 1.0])
+    found = for_targets(sites, {"macs": 0.94}, BASELINE, {}, scaled(sites, 1, 100, 1))
     assert names(found.chosen) == ["a2"]
-    found = for_targets(sites, {"macs": 0.94}, BASELINE, {}, [100.0, 1.0, 1.0])
+    found = for_targets(sites, {"macs": 0.94}, BASELINE, {}, scaled(sites, 100, 1, 1))
     assert names(found.chosen) == ["b1", "c1"]
 
 
 def test_slack_is_added_to_the_demand(sites: Sites) -> None:
-    factors = [1.0, 1.0, 1.0]
-    assert names(for_targets(sites, {"size": 0.95}, BASELINE, {}, factors).chosen) == ["c1"]
-    more = for_targets(sites, {"size": 0.95}, BASELINE, {}, factors, slack={"size": 500.0})
+    damages = predicted(sites)
+    assert names(for_targets(sites, {"size": 0.95}, BASELINE, {}, damages).chosen) == ["c1"]
+    more = for_targets(sites, {"size": 0.95}, BASELINE, {}, damages, slack={"size": 500.0})
     assert names(more.chosen) == ["a1", "c1"]
 
 
@@ -92,59 +100,25 @@ def test_latency_counts_measured_milliseconds(sites: Sites) -> None:
         )
     }
     # 4 of 10 ms must go: only b1 (3 ms) with c1 (2 ms) get there.
-    found = for_targets(sites, {"latency": 0.6}, BASELINE, timings, [1.0, 1.0, 1.0])
+    found = for_targets(sites, {"latency": 0.6}, BASELINE, timings, predicted(sites))
     assert names(found.chosen) == ["b1", "c1"]
     unmeasured = Baseline(BASELINE.cost, BASELINE.file_bytes)
     with pytest.raises(BoundError, match="latency"):
-        for_targets(sites, {"latency": 0.6}, unmeasured, timings, [1.0, 1.0, 1.0])
+        for_targets(sites, {"latency": 0.6}, unmeasured, timings, predicted(sites))
 
 
 def test_out_of_reach_still_saves_the_most(sites: Sites) -> None:
-    found = for_targets(sites, {"macs": 0.1}, BASELINE, {}, [1.0, 1.0, 1.0])
+    found = for_targets(sites, {"macs": 0.1}, BASELINE, {}, predicted(sites))
     assert names(found.chosen) == ["a2", "b2", "c1"]
     assert "out of reach" in found.notes[0]
 
 
 def test_budget(sites: Sites) -> None:
-    factors = [1.0, 1.0, 1.0]
-    assert names(within_budget(sites, factors, {}, 0.0).chosen) == []
-    assert names(within_budget(sites, factors, {}, 0.31).chosen) == ["a1", "b1"]
-    assert names(within_budget(sites, factors, {}, 0.36).chosen) == ["a1", "b1", "c1"]
-    assert names(within_budget(sites, [1.0, 10.0, 1.0], {}, 0.46).chosen) == ["a2", "c1"]
-
-
-def test_one_probe_per_site(sites: Sites) -> None:
-    """The factor is the error found over the damage predicted, of a candidate mid-way."""
-    asked: list[list[str]] = []
-    steps: list[tuple[int, int]] = []
-
-    def trial(chosen: tuple[Candidate[Any], ...], *, probe: bool = False) -> Outcome:
-        assert probe
-        asked.append(names(chosen))
-        return Outcome(True, 0.04 * len(asked), "")
-
-    lossless = [[sites[0][0]]]
-    factors = sensitivities(sites + lossless, trial, progress=lambda *s: steps.append(s))
-    assert asked == [["a2"], ["b2"], ["c1"]]
-    assert factors == pytest.approx([0.04 / 0.40, 0.08 / 0.30, 0.12 / 0.05, 1.0])
-    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
-
-
-def test_lost_outputs_are_probed_more_gently(offer: Callable[..., Candidate[Any]]) -> None:
-    """Outputs that cannot get worse would make a layer look harmless: 1 over 2.4, and not 4."""
-    ladder = [offer("a", rung, (rung, rung, rung), 0.3 * rung) for rung in range(9)]
-    ladder[1:3] = [offer("a", 1, (1, 1, 1), 0.01), offer("a", 2, (2, 2, 2), 0.02)]
-    asked: list[list[str]] = []
-
-    def trial(chosen: tuple[Candidate[Any], ...], *, probe: bool = False) -> Outcome:
-        asked.append(names(chosen))
-        return Outcome(True, min(1.0, 4.0 * chosen[0].damage), "")
-
-    assert sensitivities([ladder], trial) == pytest.approx([4.0])
-    assert asked == [["a5"], ["a3"], ["a2"]]
-    # Where even the gentlest is too much, it decides.
-    hopeless = [offer("b", 1, (1, 1, 1), 0.5), offer("b", 2, (2, 2, 2), 0.8)]
-    assert sensitivities([hopeless], trial) == pytest.approx([2.0])
+    damages = predicted(sites)
+    assert names(within_budget(sites, damages, {}, 0.0).chosen) == []
+    assert names(within_budget(sites, damages, {}, 0.31).chosen) == ["a1", "b1"]
+    assert names(within_budget(sites, damages, {}, 0.36).chosen) == ["a1", "b1", "c1"]
+    assert names(within_budget(sites, scaled(sites, 1, 10, 1), {}, 0.46).chosen) == ["a2", "c1"]
 
 
 class Bound:
@@ -170,25 +144,25 @@ def ladder(offer: Callable[..., Candidate[Any]]) -> Sites:
 def test_within_bound(offer: Callable[..., Candidate[Any]], limit: float) -> None:
     """What comes out holds, was tried, and uses the bound up to a factor."""
     sites, trial = ladder(offer), Bound(limit)
-    choice, budget = within_bound(sites, trial, [1.0] * len(sites), {})
+    choice, budget = within_bound(sites, trial, predicted(sites), {})
     spent = sum(candidate.damage for candidate in choice.chosen)
     assert spent <= limit
     assert spent <= budget * (1 + 1e-9)
     assert spent >= 0.2 * limit
     assert trial.asked <= 8
     # The budget can be tightened and still makes sense.
-    assert names(within_budget(sites, [1.0] * 40, {}, budget).chosen) == names(choice.chosen)
+    assert names(within_budget(sites, predicted(sites), {}, budget).chosen) == names(choice.chosen)
 
 
 def test_everything_is_taken_where_it_holds(sites: Sites) -> None:
     trial = Bound(10.0)
-    choice, _ = within_bound(sites, trial, [1.0, 1.0, 1.0], {})
+    choice, _ = within_bound(sites, trial, predicted(sites), {})
     assert names(choice.chosen) == ["a2", "b2", "c1"]
     assert trial.asked == 1
 
 
 def test_nothing_is_taken_where_nothing_holds(sites: Sites) -> None:
-    choice, budget = within_bound(sites, Bound(-1.0), [1.0, 1.0, 1.0], {})
+    choice, budget = within_bound(sites, Bound(-1.0), predicted(sites), {})
     assert choice.chosen == ()
     assert budget >= 0.0
 
@@ -235,7 +209,7 @@ def test_conflicts(crowded: Sites) -> None:
 
 def test_choices_keep_the_peace(crowded: Sites) -> None:
     """By rule the first has it; under a target or a budget the better one does."""
-    ones = [1.0] * 6
+    ones = predicted(crowded)
     assert names(by_rule(crowded).chosen) == ["a1", "b1", "d1", "k1"]
     # All that can be saved: n (400) beats a and b (300), and d (500) beats m (300).
     assert names(within_budget(crowded, ones, {}, None).chosen) == ["n1", "d1", "k1"]
