@@ -96,7 +96,6 @@ class Mender:
     @cached_property
     def _fisher(self) -> dict[str, NDArray[np.float64]]:
         """Of the original; the same for every repair of the job."""
-        self.progress.stage("Fisher information")
         return fishers(self.facts)
 
     @cached_property

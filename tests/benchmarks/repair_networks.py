@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", default=list(parts), choices=list(parts))
     parser.add_argument("--nets", nargs="+", help="only these networks")
     parser.add_argument("--macs", type=float, nargs="+", default=[0.9, 0.75, 0.6])
+    parser.add_argument("--unrepaired", type=float, nargs="*", default=[0.75])
     parser.add_argument("--samples", type=int, default=256)
     arguments = parser.parse_args()
     for part in arguments.part:
@@ -98,7 +99,7 @@ def classifiers(arguments: argparse.Namespace) -> None:
             )
 
         jobs = [(f"ours, macs={m}", ours, m, "refit") for m in arguments.macs]
-        jobs += [(f"ours, macs={arguments.macs[1]}, no repair", ours, arguments.macs[1], "off")]
+        jobs += [(f"ours, macs={m}, no repair", ours, m, "off") for m in arguments.unrepaired]
         jobs += [(f"onnxsim Wanda, sparsity {s}", theirs, s, "") for s in (0.05, 0.125, 0.25)]
         for label, make, level, repair in jobs:
             start, hits, costs = time.perf_counter(), 0, []
