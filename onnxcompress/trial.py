@@ -76,18 +76,16 @@ class CalibrationTrial:
             self.config.execution,
             seed=self.config.seed,
         )
-        # Relative squared error: the inverse of the signal-to-noise ratio, of the worst output.
-        error = max(10.0 ** (-output.snr_db / 10.0) for output in comparison.fidelity)
         judgement = comparison.passes(
             self.config.max_drop * _CAUTION,
             min_snr=self.config.min_snr - 10.0 * np.log10(_CAUTION),
             confidence=None if probe else self.config.confidence,
         )
         # An output that was silent on these inputs gives infinity, which no solver takes.
-        return Outcome(judgement.ok, float(min(error, _WORST)), judgement.reason)
+        return Outcome(judgement.ok, float(min(comparison.error, _WORST)), judgement.reason)
 
     def error(self, model: onnx.ModelProto) -> float:
-        """Relative squared error of a model's outputs on the trial's samples, the worst counts.
+        """Relative squared error of a model's outputs on the trial's samples.
 
         Raises:
             UsageError: there is no calibration data.
@@ -101,7 +99,7 @@ class CalibrationTrial:
             self.config.execution,
             seed=self.config.seed,
         )
-        return float(max(10.0 ** (-output.snr_db / 10.0) for output in comparison.fidelity))
+        return comparison.error
 
     def _original(self, *, probe: bool) -> Answers | onnx.ModelProto:
         """What the original answers to the samples; the model where that is too much to keep."""

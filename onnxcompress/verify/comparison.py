@@ -26,6 +26,7 @@ from onnxcompress.verify.intervals import (
 )
 from onnxcompress.verify.metrics import AGREEMENT, Metric
 from onnxcompress.verify.results import Drop, Judgement, MetricResult
+from onnxcompress.verify.scores import ScoreError
 
 _REPORT_LEVEL = 0.95
 
@@ -70,6 +71,7 @@ class Comparison:
         self._before: list[FloatArray] = []
         self._after: list[FloatArray] = []
         self._fidelity = FidelityAccumulator(output_names)
+        self._scores = ScoreError()
         self._uses_snr = False
 
     def accumulate(
@@ -95,6 +97,7 @@ class Comparison:
             UsageError: The metric cannot be applied to this network.
         """
         self._fidelity.add(reference_outputs, candidate_outputs, samples=samples)
+        self._scores.add(reference_outputs, candidate_outputs)
         if self._metric.name == AGREEMENT:
             shapes = [np.shape(x) for x in reference_outputs if is_floating(np.asarray(x))]
             rows = shapes[0][0] if shapes and shapes[0] else None
@@ -118,6 +121,14 @@ class Comparison:
     def fidelity(self) -> tuple[OutputFidelity, ...]:
         """How far the candidate's outputs are from the original's, in graph order."""
         return self._fidelity.result()
+
+    @property
+    def error(self) -> float:
+        """Relative squared error: of class scores, or else of the worst output."""
+        scores = self._scores.value
+        if scores is not None:
+            return scores
+        return max(float(10.0 ** (-output.snr_db / 10.0)) for output in self.fidelity)
 
     @property
     def before(self) -> MetricResult:
