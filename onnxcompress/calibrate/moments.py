@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from onnxcompress.calibrate.walk import Shelf, Walk
 from onnxcompress.errors import ModelError
 from onnxcompress.graph.digest import model_digest
 from onnxcompress.graph.view import GraphView
+from onnxcompress.numerics.shrinkage import ENOUGH, shrunk
 from onnxcompress.progress import Progress, Silent
 from onnxcompress.runtime import Array, Execution
 
@@ -133,7 +134,7 @@ class CollectedMoments:
 
     def _own(self, layer: LinearLayer, view: GraphView, walk: Walk) -> Moments:
         """Moments of a layer with its own answers, which follow from what it reads."""
-        seen = self._collect(layer, walk, None)
+        seen = _believable(self._collect(layer, walk, None))
         matrices = layer.matrices(view.array(layer.spec.weight))
         bias = layer.bias(view)
         offset = np.zeros(matrices.shape[:2]) if bias is None else bias.reshape(matrices.shape[:2])
@@ -167,6 +168,15 @@ class CollectedMoments:
             rows = answers_at(layer, answer, at) if outputs else np.empty((len(patches), 0))
             sums.add(patches, rows.reshape(len(patches), layer.groups, outputs))
         return sums.moments()
+
+
+def _believable(seen: Moments) -> Moments:
+    """Moments of which correlations are no more than the rows bear out."""
+    middle = seen.mean[:, :, np.newaxis] * seen.mean[:, np.newaxis]
+    if seen.rows >= ENOUGH * seen.gram.shape[1]:
+        return seen
+    covariances = [shrunk(one, seen.rows) for one in seen.gram - middle]
+    return replace(seen, gram=np.stack(covariances) + middle)
 
 
 def positions_per_sample(

@@ -194,3 +194,21 @@ def test_ladder_damage_behind_a_channel_that_has_to_stay(nets: Any) -> None:
     # Independent inputs of equal variance: each counts as the square of its weight.
     shares = [0.0, 0.0, 1 / 3, 2 / 3, 2 / 3 + 1 / 2]
     assert [c.damage for c in offers] == pytest.approx(shares, abs=0.05)
+
+
+def test_few_inputs_do_not_make_channels_look_free(nets: Any) -> None:
+    """30 rows of 60 independent features: each seems to follow from the others, and none does."""
+    model = nets.build(
+        """net (float[N, 60, 1, 1] x) => (float[N, 4] y) {
+        [one] a = Conv (x, w1) [flat] f = Flatten (a) [fc] y = Gemm <transB = 1> (f, w2) }""",
+        w1=np.eye(60, dtype=np.float32)[:, :, np.newaxis, np.newaxis],
+        w2=(4, 60),
+    )
+    facts = nets.facts(model, nets.samples(model, 30))
+    owner = Lnr(round_to=10)
+    offers = owner.candidates(next(s for s in owner.sites(facts) if s.node == "one"), facts)
+    shares = {len(c.setting.kept): c.damage for c in offers}
+    # The least of 60 independent parts go first, so half the width loses less than half.
+    assert shares[60] == 0.0
+    assert 0.15 < shares[30] < 0.5
+    assert 0.5 < shares[10] < 1.0
