@@ -76,7 +76,7 @@ def refitted(
     def parts(moments: Moments, shrinkage: float, sweeps: int) -> list[Array64]:
         basis = moments.centred() if movable else _without_bias(moments, own)
         full = refit(basis.gram, basis.cross, prior, shrinkage)
-        return unit.factors(full, basis.gram, sweeps=sweeps)
+        return unit.factors(full, _with_ridge(basis.gram, shrinkage), sweeps=sweeps)
 
     before = unseen.error(prior, own) / scale
     tried = [(np.inf, error(prior))]
@@ -109,6 +109,16 @@ def refitted(
 def best_bias(matrices: Array64, moments: Moments) -> Array64:
     """E[y] - A E[x], [groups, h]."""
     return np.asarray(moments.answer - np.einsum("ghd,gd->gh", matrices, moments.mean))
+
+
+def _with_ridge(gram: Array64, shrinkage: float) -> Array64:
+    """The metric [groups, d, d] to factor in, with the same pull as the fit: E|Bx|^2 + rho |B|^2.
+
+    Where few rows were seen, what the factors do in other directions is nobody's business else.
+    """
+    size = gram.shape[1]
+    levels = np.trace(gram, axis1=1, axis2=2)[:, np.newaxis, np.newaxis] / size
+    return np.asarray(gram + shrinkage * levels * np.eye(size))
 
 
 def _weighted(root: Array64, rows: Array64) -> Array64:

@@ -169,6 +169,12 @@ def rows_of(row: Unit, tap: Any, model: onnx.ModelProto, feeds: dict[str, Array]
     return patches, np.array([answer[n, :, i, j] for n, i, j in places])
 
 
+def with_ridge(covariance: Array, shrinkage: float) -> Array:
+    """Factors are drawn to the fitted weight as that is drawn to the old one."""
+    size = len(covariance)
+    return np.asarray(covariance + shrinkage * np.trace(covariance) / size * np.eye(size))
+
+
 @pytest.mark.parametrize("free", [False, True])
 @pytest.mark.parametrize("name", ROWS)
 def test_repaired_factors_are_reduced_rank_regression(
@@ -192,7 +198,7 @@ def test_repaired_factors_are_reduced_rank_regression(
     product = new.product(view)[0]
     prior = row.product(GraphView(after))[0]
     middle = x.mean(axis=0) if biased else np.zeros(x.shape[1])
-    covariance = (x - middle).T @ (x - middle) / len(x)
+    covariance = with_ridge((x - middle).T @ (x - middle) / len(x), done.shrinkage)
     if biased:
         full, _ = bench.ridge(x, y, prior, done.shrinkage)
     else:
@@ -281,7 +287,8 @@ def test_groups_are_factored_by_themselves(nets: Any, bench: Any, tap: Any) -> N
     for group in (0, 1):
         x, y = patches[:, 18 * group : 18 * group + 18], answers[:, 4 * group : 4 * group + 4]
         full, _ = bench.ridge(x, y, prior[group], done.shrinkage)
-        expected = data_svd(full, np.cov(x.T, bias=True), 2).reconstruct()
+        metric = with_ridge(np.cov(x.T, bias=True), done.shrinkage)
+        expected = data_svd(full, metric, 2).reconstruct()
         np.testing.assert_allclose(product[group], expected, atol=2e-5)
 
 
@@ -300,3 +307,25 @@ def test_lossless_factors_stay(nets: Any, bench: Any) -> None:
     np.testing.assert_array_equal(
         bench.constant(found.model, "out", 1), bench.constant(exact, "out", 1)
     )
+
+
+def test_factors_keep_to_the_weight_where_nothing_was_seen(nets: Any, bench: Any) -> None:
+    """Inputs in half of all directions only: elsewhere the factors do not run away."""
+    before = nets.build(
+        "net (float[N, 40] x) => (float[N, 6] y) { [c] a = MatMul (x, w) [r] y = Sigmoid (a) }",
+        w=(40, 6),
+    )
+    after = nets.build(
+        """net (float[N, 40] x) => (float[N, 6] y) {
+        [core] m = MatMul (x, k) [out] a = MatMul (m, v) [r] y = Sigmoid (a) }""",
+        k=(40, 4),
+        v=(4, 6),
+    )
+    random = np.random.default_rng(0)
+    seen = random.standard_normal((200, 20)) @ random.standard_normal((20, 40))
+    found = bench.repaired(before, after, {"x": seen.astype(np.float32)})
+    (done,) = found.mended
+    assert done.after < 0.5 * done.before
+    product = bench.constant(found.model, "core", 1) @ bench.constant(found.model, "out", 1)
+    weight = bench.constant(before, "c", 1)
+    assert np.linalg.norm(product) < 3 * np.linalg.norm(weight)
