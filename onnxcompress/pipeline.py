@@ -18,6 +18,7 @@ from onnxcompress.load.canonical import Canonical, canonicalise
 from onnxcompress.load.source import ModelSource, Source, read_source
 from onnxcompress.load.trust import trusted
 from onnxcompress.plan.plan import Plan
+from onnxcompress.plan.reasons import most_frequent
 from onnxcompress.planning import Planner
 from onnxcompress.progress import Progress, Silent, Timekeeper
 from onnxcompress.report.build import build_report
@@ -82,7 +83,7 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
     for attempt in range(1, _MAX_ATTEMPTS + 1):
         progress.stage("plan")
         plan = planner.plan()
-        demand_gain(plan, planner)
+        demand_gain(plan)
         progress.stage("rewrite")
         rewritten = prove(
             rewrite(prepared.facts.model, plan.chosen, planner.passes, memo=planner.memo),
@@ -95,7 +96,7 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
             ),
         )
         plan = with_rolled_back(plan, rewritten)
-        demand_gain(plan, planner)
+        demand_gain(plan)
         for refusal in rewritten.rolled_back:
             progress.note(f"node '{refusal.node}': {refusal.reason}")
         progress.stage("repair")
@@ -230,7 +231,7 @@ def plan_only(
     planner = Planner(prepared.facts, prepared.inputs, config, prepared.source, progress)
     progress.stage("plan")
     plan = planner.plan()
-    demand_gain(plan, planner)
+    demand_gain(plan)
     return plan, prepared
 
 
@@ -250,7 +251,7 @@ def verdict_metric(prepared: Prepared) -> Metric | None:
     return metric
 
 
-def demand_gain(plan: Plan, planner: Planner) -> None:
+def demand_gain(plan: Plan) -> None:
     """Refuse an empty plan.
 
     Raises:
@@ -258,7 +259,7 @@ def demand_gain(plan: Plan, planner: Planner) -> None:
     """
     if plan.chosen:
         return
-    raise BoundError(f"nothing could be gained: {planner.why_nothing(plan)}")
+    raise BoundError(f"nothing could be gained: {most_frequent(plan.refusals)}")
 
 
 def with_rolled_back(plan: Plan, rewritten: Rewritten) -> Plan:

@@ -30,7 +30,7 @@ from onnxcompress.plan.known_moments import layer_moments, linear_among, remembe
 from onnxcompress.plan.options import Options, collect, with_savings
 from onnxcompress.plan.plan import Plan, described, read_plan
 from onnxcompress.plan.probes import expected_errors, predicted
-from onnxcompress.plan.reasons import left_alone, most_frequent
+from onnxcompress.plan.reasons import left_alone
 from onnxcompress.plan.replay import check_fits, needing_data
 from onnxcompress.plan.search import (
     Baseline,
@@ -190,10 +190,6 @@ class Planner:
             if missed and self._choose(self._offers()).chosen != self._last:
                 return True
         return False
-
-    def why_nothing(self, plan: Plan) -> str:
-        """The most frequent reasons for leaving layers alone, in words."""
-        return most_frequent(plan.refusals)
 
     def _offers(self) -> Options:
         """Candidates per site, timed when the gate is on; collected once."""

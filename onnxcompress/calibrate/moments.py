@@ -123,7 +123,7 @@ class CollectedMoments:
     @cached_property
     def _key(self) -> str:
         """What the moments depend on besides the layer."""
-        parts = (model_digest(self.model), self.data.fingerprint(), self.seed, self.samples)
+        parts = (model_digest(self.model), self.data.fingerprint(), self.seed, self.samples, ENOUGH)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
     def _stored(self, layer: LinearLayer) -> Path | None:
@@ -172,10 +172,10 @@ class CollectedMoments:
 
 def _believable(seen: Moments) -> Moments:
     """Moments of which correlations are no more than the rows bear out."""
-    middle = seen.mean[:, :, np.newaxis] * seen.mean[:, np.newaxis]
     if seen.rows >= ENOUGH * seen.gram.shape[1]:
         return seen
-    covariances = [shrunk(one, seen.rows) for one in seen.gram - middle]
+    covariances = [shrunk(one, seen.rows) for one in seen.centred().gram]
+    middle = seen.mean[:, :, np.newaxis] * seen.mean[:, np.newaxis]
     return replace(seen, gram=np.stack(covariances) + middle)
 
 

@@ -2,9 +2,10 @@
 
 What all class scores of a sample have in common changes no class and no probability, and can be
 most of their energy: the last layer of SqueezeNet ends in a ReLU. Scores are compared without it,
-and probabilities by their logarithms. On single rewritten layers of SqueezeNet and ResNet-20 that
-follows the Kullback-Leibler divergence on images not seen better than the plain error does, and
-better than the divergence itself on images that the network was trained on, of which it is sure.
+and probabilities by their logarithms. For single rewritten layers, that follows the
+Kullback-Leibler divergence on images not seen better than the plain error does on SqueezeNet, and
+as well on ResNet-20; there the divergence itself, on images that the network was trained on and is
+sure of, says less (docs/repair.md).
 """
 
 from __future__ import annotations

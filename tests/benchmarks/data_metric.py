@@ -24,7 +24,7 @@ import onnxcompress as oc
 
 CLASSIFIER, DETECTOR = "resnet56_cifar10", "ultraface_RFB_320"
 # Of ultraface little is dense k x k: Tucker-2 alone can take a fifth of the multiplications.
-RATIOS = {CLASSIFIER: (0.8, 0.6, 0.5, 0.4), DETECTOR: (0.95, 0.9, 0.85, 0.8)}
+RATIOS = {CLASSIFIER: (0.8, 0.7, 0.6, 0.5, 0.4), DETECTOR: (0.95, 0.9, 0.85)}
 WAYS = [(repair, metric) for repair in ("off", "refit") for metric in ("weights", "data")]
 NAMES = {"off": "no repair", "refit": "repaired"}
 Curves = dict[tuple[str, str], list[float]]

@@ -3,9 +3,9 @@
     python tests/benchmarks/large_job.py [--images 256] [--pass lnr --pass tucker2 ...]
 
 ResNet-50 (He et al. 2016, table 1, stride in the 3x3) with random weights and the running
-statistics of photographs: what a job costs does not depend on what a network has learned.
-Calibrated on photographs of `imagenet_samples` at 224 x 224, to half the multiplications. Needs
-torch, pillow and the shared folder (ONNXCOMPRESS_DATA, default ../shared).
+statistics of photographs: seconds and memory are looked at, not accuracy. Calibrated on photographs
+of `imagenet_samples` at 224 x 224, to half the multiplications. Needs torch, pillow and the shared
+folder (ONNXCOMPRESS_DATA, default ../shared).
 """
 
 from __future__ import annotations
