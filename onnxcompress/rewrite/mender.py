@@ -25,7 +25,10 @@ from onnxcompress.rewrite.weighting import fishers
 from onnxcompress.runtime import Array, Execution
 
 _BRIEFLY = 4
-"""A trial looks at a quarter of the samples."""
+"""A trial looks at a quarter of the samples,"""
+
+_BRIEF_ELEMENTS = 2**24
+"""and at no more numbers than this: large images have positions enough."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,7 @@ class Mender:
         lossy = any(candidate.damage > 0 for candidate in chosen)
         if self.method == "off" or self.data is None or not lossy:
             return None
-        feeds = self._feeds
-        if briefly:
-            feeds = feeds[: max(1, len(feeds) // _BRIEFLY)]
+        feeds = _few(self._feeds) if briefly else self._feeds
         repair = Repair(
             self.facts.model,
             feeds,
@@ -112,3 +113,15 @@ class Mender:
             mine = [candidate for candidate in chosen if candidate.site.pass_name == name]
             kept |= self.passes[name].kept_channels(mine, Editor(self.facts.model, memo=self.memo))
         return kept
+
+
+def _few(feeds: Sequence[Mapping[str, Array]]) -> list[Mapping[str, Array]]:
+    """The first batches, as many as a trial looks at; at least one."""
+    found: list[Mapping[str, Array]] = []
+    elements = 0
+    for batch in feeds[: max(1, len(feeds) // _BRIEFLY)]:
+        elements += sum(values.size for values in batch.values())
+        if found and elements > _BRIEF_ELEMENTS:
+            break
+        found.append(batch)
+    return found

@@ -13,6 +13,7 @@ from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.memo import Memo
 from onnxcompress.plan.channels.remove import remove_channels
 from onnxcompress.plan.contract import Candidate, Site
+from onnxcompress.rewrite import mender as module
 from onnxcompress.rewrite.mender import Mender
 from onnxcompress.runtime import Execution
 from onnxcompress_passes.prune import Prune
@@ -82,3 +83,14 @@ def test_when_a_job_repairs(
         assert {m.node for m in found.mended} == {"one", "two", "fc"}
         assert mender.samples == 30
         assert mender(result, [candidate], briefly=True) is not None
+
+
+@pytest.mark.parametrize(("most", "expected"), [(2**24, [0, 1, 2]), (2 * 3 * 10, [0, 1]), (1, [0])])
+def test_how_much_a_trial_looks_at(
+    monkeypatch: pytest.MonkeyPatch, most: int, expected: list[int]
+) -> None:
+    """A quarter of 13 batches, unless they are large; never nothing."""
+    monkeypatch.setattr(module, "_BRIEF_ELEMENTS", most)
+    feeds = [{"x": np.full((3, 10), at)} for at in range(13)]
+    assert [int(batch["x"][0, 0]) for batch in module._few(feeds)] == expected
+    assert len(module._few(feeds[:2])) == 1
