@@ -20,6 +20,8 @@ import onnxcompress.verify.verdict as verdict
 from onnxcompress.cli import run
 
 MAIN = "from onnxcompress.cli import main; main()"
+# Programs inherit that Ctrl-C is ignored, from a shell that runs the tests in its background.
+LISTENING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         environment: Mapping[str, str] | None = None,
         **options: Any,
     ) -> subprocess.Popen[bytes]:
-        source = "\n".join([HURRY, "" if memory else NO_MEMORY, before, MAIN])
+        source = "\n".join([LISTENING, HURRY, "" if memory else NO_MEMORY, before, MAIN])
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         process = subprocess.Popen(
             [sys.executable, "-c", source, *map(str, arguments)],
