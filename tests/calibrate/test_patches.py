@@ -42,6 +42,9 @@ class Case:
     group: int = 1
 
 
+# Moments of fewer rows than 1.5 per feature are drawn in; as many samples are always enough here.
+MANY = 100
+
 # Extents of all axes differ: samples 2, channels 6, sizes 8 and 9, answers 4, kernel 3 x 2.
 X, W = (2, 6, 8, 9), (4, 6, 3, 2)
 # All extents are 4.
@@ -146,7 +149,7 @@ def test_energy_of_answers_equals_the_trace(nets: Any, kit: Any, name: str) -> N
     """E|conv(x, A)|^2 = tr(A R A'), and the error of A itself is nothing."""
     case = CASES[name]
     model = convolution(nets, kit, case)
-    x = kit.whole((5, *case.x[1:]), seed=4)
+    x = kit.whole((MANY, *case.x[1:]), seed=4)
     moments = nets.facts(model, {"x": x}).moments()(["layer"])["layer"]
     (y,) = kit.run(model, {"x": x})
     positions = y.size // y.shape[1]
@@ -165,6 +168,14 @@ def test_energy_of_answers_equals_the_trace(nets: Any, kit: Any, name: str) -> N
     zeros = np.zeros(matrices.shape[:2])
     assert moments.error(layer.matrices(other), zeros) == pytest.approx(error, rel=1e-9)
     assert moments.error(matrices, zeros) == pytest.approx(0.0, abs=1e-9 * energy)
+
+
+def whole_rows(read: Array, answered: Array) -> tuple[Array, Array]:
+    """What a dense layer reads and answers, [rows, features] each, in float64."""
+    return (
+        read.reshape(-1, read.shape[-1]).astype(float),
+        answered.reshape(-1, answered.shape[-1]).astype(float),
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,12 +202,14 @@ def test_dense_layers(
     )
     layer, values = layer_of(model), kit.whole(x, seed=3)
     (y,) = kit.run(model, {"x": values})
-    moments = nets.facts(model, {"x": values}).moments()(["layer"])["layer"]
-    rows, answers = values.reshape(-1, x[-1]).astype(float), y.reshape(-1, 4).astype(float)
+    rows, answers = whole_rows(values, y)
     extents = spatial_extents(layer, y.shape)
     at = Positions.draw(extents, len(values), 10**6, np.random.default_rng(0))
     np.testing.assert_array_equal(patches_at(layer, values, at)[:, 0], rows)
     np.testing.assert_array_equal(answers_at(layer, y, at), answers)
+    values = kit.whole((MANY, *x[1:]), seed=4)
+    moments = nets.facts(model, {"x": values}).moments()(["layer"])["layer"]
+    rows, answers = whole_rows(values, kit.run(model, {"x": values})[0])
     np.testing.assert_allclose(moments.gram[0], rows.T @ rows / len(rows), atol=1e-12)
     np.testing.assert_allclose(moments.cross[0], answers.T @ rows / len(rows), atol=1e-12)
     matrix = layer.matrices(GraphView(model).array("w"))[0]
