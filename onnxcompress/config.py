@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcompress.errors import UsageError
+from onnxcompress.latency.table import default_table_path
 from onnxcompress.plan.contract import Pass
 from onnxcompress.runtime import Execution
 
@@ -97,6 +98,11 @@ class Config:
         if self.gate is not None:
             return self.gate
         return not self.targets or "latency" in self.targets
+
+    @property
+    def latency_table(self) -> Path:
+        """The file in which layer timings are kept."""
+        return self.run / "latency.json" if self.run is not None else default_table_path()
 
     def excluded(self, names: list[str]) -> frozenset[str]:
         """The node names that an exclusion matches (anywhere in the name).

@@ -8,23 +8,18 @@ from typing import Any
 import onnx
 
 from onnxcompress.analyse.answers import declared_answers, is_classifier
-from onnxcompress.analyse.facts import Facts, analyse
-from onnxcompress.analyse.sizes import random_feeds, representative_sizes
-from onnxcompress.calibrate.collectors import with_collectors
-from onnxcompress.calibrate.inputs import Inputs, open_inputs
+from onnxcompress.analyse.sizes import random_feeds
 from onnxcompress.config import Config
 from onnxcompress.errors import BoundError, DataError
-from onnxcompress.load.canonical import Canonical, canonicalise
-from onnxcompress.load.source import ModelSource, Source, read_source
-from onnxcompress.load.trust import trusted
+from onnxcompress.load.source import ModelSource
 from onnxcompress.plan.plan import Plan
 from onnxcompress.plan.reasons import most_frequent
 from onnxcompress.planning import Planner
+from onnxcompress.preparation import Prepared, prepare, proof_feeds
 from onnxcompress.progress import Progress, Silent, Timekeeper
 from onnxcompress.report.build import build_report
 from onnxcompress.rewrite.manager import Rewritten, rewrite
 from onnxcompress.rewrite.proof import Bench, prove
-from onnxcompress.runtime import Array, open_session
 from onnxcompress.verify.accuracy import (
     Accuracy,
     Bounds,
@@ -35,7 +30,6 @@ from onnxcompress.verify.metrics import Metric, parse_metric
 from onnxcompress.verify.verdict import Verdict, verify
 
 _MAX_ATTEMPTS = 6
-_PROOF_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -55,17 +49,6 @@ class Result:
     verdict: Verdict
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A job after its first three stages: everything known, nothing decided."""
-
-    source: Source
-    canonical: Canonical
-    inputs: Inputs
-    facts: Facts
-    config: Config
-
-
 def run(source: ModelSource, config: Config, progress: Progress | None = None) -> Result:
     """The main job.
 
@@ -77,7 +60,7 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
     clock = Timekeeper(progress or Silent())
     progress = clock
     prepared = prepare(source, config, progress)
-    planner = Planner(prepared.facts, prepared.inputs, config, prepared.source, progress)
+    planner = Planner(prepared, progress)
     metric = verdict_metric(prepared)
     bounds = planner.bounds
     for attempt in range(1, _MAX_ATTEMPTS + 1):
@@ -90,7 +73,7 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
             planner.passes,
             Bench(
                 prepared.facts.model,
-                proof_feeds(prepared),
+                proof_feeds(prepared.facts, prepared.inputs, config),
                 config.execution.threads,
                 planner.memo,
             ),
@@ -111,7 +94,7 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         progress.stage("verify latency")
         verdict = verify(
             prepared.source.model,
-            prepared.facts,
+            prepared.original,
             result,
             accuracy,
             bounds,
@@ -129,12 +112,12 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         facts=prepared.facts,
         inputs=prepared.inputs,
         plan=plan,
-        timings=planner.timings,
+        timings={**prepared.groundwork.timings, **planner.timings},
         verdict=verdict,
         execution=config.execution,
         seed=config.seed,
         consulted=attempt,
-        proofs=rewritten.proofs,
+        proofs=(*prepared.groundwork.proofs, *rewritten.proofs),
         result=result,
         repaired=repaired,
         repair=planner.mender,
@@ -169,66 +152,13 @@ def _accuracy(
     )
 
 
-def prepare(source: ModelSource, config: Config, progress: Progress) -> Prepared:
-    """Load the model and the data, and analyse."""
-    if config.metric is not None:
-        parse_metric(config.metric)
-    progress.stage("load")
-    given = read_source(source)
-    canonical = canonicalise(given.model)
-    # The session says at once, before any work, whether the provider is there and takes the model.
-    with open_session(given.model, config.execution):
-        pass
-    inputs = open_inputs(
-        given.model,
-        config.data,
-        config.eval_data,
-        preprocess=config.preprocess,
-        seed=config.seed,
-        shapes=config.shapes,
-    )
-    if inputs.synthetic:
-        progress.note("calibrated on synthetic inputs: choices are guesses, real ones are better")
-    sizes = representative_sizes(
-        canonical.model, config.shapes, batch=config.batch, seen=inputs.sizes
-    )
-    feeds = random_feeds(given.model, sizes, seed=config.seed)
-    canonical = trusted(given.model, canonical, feeds, config.execution)
-    progress.stage("analyse")
-    names = [node.name for node in canonical.model.graph.node]
-    facts = analyse(canonical.model, sizes, excluded=config.excluded(names))
-    if inputs.calibration is not None:
-        facts = with_collectors(
-            facts,
-            inputs.calibration,
-            config.execution,
-            config.seed,
-            patched=config.samples,
-            cache=config.run / "moments" if config.run is not None else None,
-            progress=progress,
-        )
-    for note in canonical.notes:
-        progress.note(note)
-    return Prepared(given, canonical, inputs, facts, config)
-
-
-def proof_feeds(prepared: Prepared) -> list[dict[str, Array]]:
-    """Inputs to prove rewrites on: some of the user's own; random ones where there are none."""
-    data = prepared.inputs.calibration or prepared.inputs.verdict
-    if data is None:
-        model, sizes = prepared.canonical.model, prepared.facts.sizes
-        return [random_feeds(model, sizes, seed=prepared.config.seed)]
-    count = min(len(data), max(_PROOF_SAMPLES, data.fixed_batch or 1))
-    return [feeds for feeds, _ in data.take(range(count)).batches(_PROOF_SAMPLES)]
-
-
 def plan_only(
     source: ModelSource, config: Config, progress: Progress | None = None
 ) -> tuple[Plan, Prepared]:
     """The first four stages; nothing is rewritten for good."""
     progress = progress or Silent()
     prepared = prepare(source, config, progress)
-    planner = Planner(prepared.facts, prepared.inputs, config, prepared.source, progress)
+    planner = Planner(prepared, progress)
     progress.stage("plan")
     plan = planner.plan()
     demand_gain(plan)
@@ -257,7 +187,7 @@ def demand_gain(plan: Plan) -> None:
     Raises:
         BoundError: no layer would be rewritten; names the most frequent reasons.
     """
-    if plan.chosen:
+    if not plan.empty:
         return
     raise BoundError(f"nothing could be gained: {most_frequent(plan.refusals)}")
 

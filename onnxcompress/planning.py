@@ -7,28 +7,28 @@ tighter bound, because networks know their training images by heart and lose les
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
-from onnxcompress.analyse.facts import Facts, Need
+import numpy as np
+import onnx
+
+from onnxcompress.analyse.facts import Need
 from onnxcompress.analyse.shapes import shapes_for
 from onnxcompress.analyse.sizes import random_feeds
-from onnxcompress.calibrate.inputs import Inputs
-from onnxcompress.config import Config
 from onnxcompress.errors import ModelError
-from onnxcompress.graph.cost import Cost, model_cost
+from onnxcompress.graph.cost import model_cost
 from onnxcompress.graph.digest import model_digest
 from onnxcompress.graph.memo import Memo
-from onnxcompress.latency.interleave import interleaved
-from onnxcompress.latency.table import LatencyTable, LayerTiming, default_table_path
-from onnxcompress.load.source import Source
+from onnxcompress.latency.interleave import Budget, interleaved
+from onnxcompress.latency.table import LatencyTable, LayerTiming
 from onnxcompress.plan.channels.known import remember_coupling
-from onnxcompress.plan.contract import Candidate, Pass
-from onnxcompress.plan.counted import for_counted_targets, with_or_without_branches
+from onnxcompress.plan.contract import Candidate
 from onnxcompress.plan.gate import Key, gate
 from onnxcompress.plan.known_moments import layer_moments, linear_among, remember_facts
+from onnxcompress.plan.measured import for_measured_targets, with_or_without_branches
 from onnxcompress.plan.options import Options, collect, with_savings
-from onnxcompress.plan.plan import Plan, described, read_plan
+from onnxcompress.plan.plan import Plan, described
 from onnxcompress.plan.probes import expected_errors, predicted
 from onnxcompress.plan.reasons import left_alone
 from onnxcompress.plan.replay import check_fits, needing_data
@@ -39,10 +39,10 @@ from onnxcompress.plan.search import (
     Damages,
     Sites,
     by_rule,
-    for_targets,
     within_bound,
     within_budget,
 )
+from onnxcompress.preparation import Prepared
 from onnxcompress.progress import Progress
 from onnxcompress.rewrite.manager import Rewritten, rewrite
 from onnxcompress.rewrite.mender import Mender
@@ -53,41 +53,39 @@ from onnxcompress.verify.verdict import Verdict
 
 _TIGHTEN = 0.4
 _STEPS = 20
+_NOISE = 0.01
+"""Fraction of the original's latency by which a plan ends below a target, because times vary."""
+
+_BRIEF = Budget(rounds=5, seconds=0.1)
+"""How long a plan's whole network is timed; the verdict takes longer."""
+
 _UNGATED = "latency gate off: no rewrite was timed, and the result may be slower than the original"
 
 
 class Planner:
     """Makes plans for one job; remembers timings, sensitivities, and how tight the bound is."""
 
-    def __init__(
-        self,
-        facts: Facts,
-        inputs: Inputs,
-        config: Config,
-        source: Source,
-        progress: Progress,
-    ) -> None:
+    def __init__(self, prepared: Prepared, progress: Progress) -> None:
+        facts, inputs, config = prepared.facts, prepared.inputs, prepared.config
+        self._prepared, self._progress = prepared, progress
         self._facts, self._inputs, self._config = facts, inputs, config
-        self._source, self._progress = source, progress
         self._budget: float | None = None
         self._last: tuple[Candidate[Any], ...] = ()
-        self._slack: dict[str, float] = {}
+        self._margins: dict[str, float] = {"latency": _NOISE}
+        self._measured: dict[Chosen, dict[str, float]] = {}
         self._damages: Damages | None = None
         self._options: Options | None = None
         self._baseline: Baseline | None = None
         self.timings: dict[Key, LayerTiming] = {}
-        path = config.run / "latency.json" if config.run is not None else default_table_path()
         self.memo = Memo()
-        self._table = LatencyTable(path, config.execution)
-        self._replay: Plan | None = None
-        owners: Sequence[Pass[Any]] = config.passes
-        if config.plan is not None:
-            self._replay, owners = read_plan(config.plan)
-        self._owners = owners
-        self.passes = {owner.name: owner for owner in owners}
+        self._table = LatencyTable(config.latency_table, config.execution)
+        self._replay = prepared.replay
+        self._digest = model_digest(prepared.original.model)
+        self._owners = [owner for owner in prepared.passes if not owner.goes_first]
+        self.passes = {owner.name: owner for owner in prepared.passes}
         if self._replay is not None:
             check_fits(self._replay, facts, self.passes, has_data=inputs.calibration is not None)
-            if self._replay.model_digest != model_digest(facts.model):
+            if self._replay.model_digest != self._digest:
                 progress.note("the plan was made for other weights of this architecture")
         self.mender = Mender(
             facts,
@@ -133,10 +131,12 @@ class Planner:
         choice = self._choose(options)
         self._last = choice.chosen
         return Plan(
-            model_digest=model_digest(self._facts.model),
-            passes=described(self._owners),
+            model_digest=self._digest,
+            passes=described(self._prepared.passes),
             chosen=choice.chosen,
+            first=self._prepared.groundwork.rounds,
             refusals=(
+                *self._prepared.groundwork.refusals,
                 *options.refusals,
                 *left_alone(options, choice.chosen, self._why_left()),
             ),
@@ -177,17 +177,19 @@ class Planner:
         """Save more next time, by what was missing; False when no other plan can help."""
         if self._replay is not None or not verdict.accuracy.ok:
             return False
-        missed = {}
-        for kind, fraction in self._config.targets.items():
-            excess = verdict.remaining(kind) - fraction
-            if excess > 0 and kind in {"latency", "size"}:
-                total = self._measured_baseline().latency_ms if kind == "latency" else None
-                missed[kind] = excess * (total or float(verdict.before.file_bytes))
+        missed = {
+            kind: verdict.remaining(kind) - fraction
+            for kind, fraction in self._config.targets.items()
+        }
+        if not any(excess > 0 for excess in missed.values()):
+            return False
         # A little more than was missing at first, then ever more, until another choice results.
         for step in range(_STEPS):
             for kind, excess in missed.items():
-                self._slack[kind] = self._slack.get(kind, 0.0) + 1.25 * excess * 1.5**step
-            if missed and self._choose(self._offers()).chosen != self._last:
+                if excess > 0:
+                    margin = self._margins.get(kind, 0.0)
+                    self._margins[kind] = margin + 1.25 * excess * 1.5**step
+            if self._choose(self._offers()).chosen != self._last:
                 return True
         return False
 
@@ -233,24 +235,41 @@ class Planner:
     def _for_targets(self, options: Options, damages: Damages) -> Choice:
         """The least damage that meets the targets."""
         targets, baseline = self._config.targets, self._measured_baseline()
-        if not any(self.passes[o[0].site.pass_name].works_together for o in options.sites):
-            return for_targets(
-                options.sites, targets, baseline, self.timings, damages, slack=self._slack
-            )
 
         def choose(sites: Sites, weighed: Damages) -> Choice:
-            return for_counted_targets(
-                sites, targets, baseline, self.timings, weighed, slack=self._slack, count=self._cost
+            return for_measured_targets(
+                sites,
+                targets,
+                baseline,
+                self.timings,
+                weighed,
+                slack=self._head_start,
+                margins=self._margins,
+                measure=self._remains,
             )
 
         if not self._plans_by_data():
             return choose(options.sites, damages)
         return with_or_without_branches(options.sites, damages, choose, self._trial)
 
-    def _cost(self, chosen: Chosen) -> Cost:
-        """What the network costs after a choice, counted."""
-        model = rewrite(self._facts.model, chosen, self.passes, memo=self.memo).model
-        return model_cost(model, shapes_for(model, self._facts.sizes))
+    def _remains(self, chosen: Chosen) -> dict[str, float]:
+        """What is left of the network after a choice, measured: milliseconds, MACs, bytes, ..."""
+        if chosen not in self._measured:
+            model = rewrite(self._facts.model, chosen, self.passes, memo=self.memo).model
+            self._measured[chosen] = self._figures(model)
+        return self._measured[chosen]
+
+    def _figures(self, model: onnx.ModelProto) -> dict[str, float]:
+        cost = model_cost(model, shapes_for(model, self._facts.sizes))
+        found = {"macs": float(cost.macs), "params": float(cost.params)}
+        found["size"] = float(model.ByteSize())
+        if "latency" in self._config.targets:
+            original = self._prepared.source.model
+            feeds = random_feeds(original, self._facts.sizes, seed=self._config.seed)
+            pair = interleaved([original, model], feeds, self._config.execution, budget=_BRIEF)
+            ratio = float(np.median(pair[1].round_medians / pair[0].round_medians))
+            found["latency"] = ratio * self._measured_baseline().total("latency")
+        return found
 
     def _expected(self, options: Options) -> Damages:
         """What every candidate is expected to do to the outputs; probed once."""
@@ -282,11 +301,22 @@ class Planner:
                 remember_coupling(self._facts, self.memo)
 
     def _measured_baseline(self) -> Baseline:
+        """What the original costs, before exact rewrites."""
         if self._baseline is None:
-            latency = None
+            original, latency = self._prepared.source, None
             if "latency" in self._config.targets:
                 self._progress.stage("measure the original")
-                feeds = random_feeds(self._source.model, self._facts.sizes, seed=self._config.seed)
-                latency = interleaved([self._source.model], feeds, self._config.execution)[0].p50
-            self._baseline = Baseline(self._facts.total(), self._source.file_bytes, latency)
+                feeds = random_feeds(original.model, self._facts.sizes, seed=self._config.seed)
+                latency = interleaved([original.model], feeds, self._config.execution)[0].p50
+            cost = self._prepared.original.total()
+            self._baseline = Baseline(cost, original.file_bytes, latency)
         return self._baseline
+
+    @cached_property
+    def _head_start(self) -> dict[str, float]:
+        """How much more than the original the network costs that candidates are weighed on."""
+        if not self._prepared.groundwork.rounds:
+            return {}
+        figures = self._figures(self._facts.model)
+        baseline = self._measured_baseline()
+        return {kind: figures[kind] - baseline.total(kind) for kind in self._config.targets}

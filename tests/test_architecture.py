@@ -31,6 +31,8 @@ LAYERS = [
     {"report"},
     {"config"},
     {"trial"},
+    {"groundwork"},
+    {"preparation"},
     {"planning"},
     {"pipeline"},
     {"search", "finetune", "study"},

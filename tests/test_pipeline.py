@@ -122,10 +122,10 @@ def test_no_attempt_is_made_twice(model: onnx.ModelProto, monkeypatch: pytest.Mo
     assert chosen == [("first", "second")] * 1
 
 
-def test_a_size_that_was_missed_narrowly_is_tried_again(
+def test_a_size_that_would_be_missed_narrowly_is_met(
     model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Names and attributes of the new nodes count, too, which the planner does not know."""
+    """Names and attributes of the new nodes count, too, which no candidate knows of."""
     before = len(model.SerializeToString())
     plans = counted(monkeypatch, "rewrite")
     first = run(model, config("tucker2", targets={"size": 0.6})).plan
@@ -136,9 +136,8 @@ def test_a_size_that_was_missed_narrowly_is_tried_again(
     result = run(model, config("tucker2", targets={"size": fraction}))
     assert result.model.ByteSize() <= fraction * before
     chosen = [arguments[1] for arguments in plans]
-    assert chosen[0] == first.chosen
-    assert chosen[-1] == result.plan.chosen != first.chosen
-    assert len(chosen) <= 3
+    assert chosen == [result.plan.chosen]
+    assert result.plan.chosen != first.chosen
 
 
 def test_accuracy_tightens_the_plan_until_it_holds(

@@ -106,6 +106,8 @@ class Pass(abc.ABC, Generic[S]):
     needs: ClassVar[frozenset[Need]]
     in_balanced: ClassVar[bool] = True
     """Whether the recipe `balanced` has this pass."""
+    goes_first: ClassVar[bool] = False
+    """Whether it is carried out before the other passes look at the model: it changes no output."""
     setting_type: ClassVar[type]
     """The frozen dataclass of `Candidate.setting`."""
 

@@ -14,6 +14,8 @@ from onnxcompress.plan.registry import make_pass, options
 from onnxcompress.plan.targets import check_targets
 
 VERSION = 1
+Rounds = tuple[tuple[Candidate[Any], ...], ...]
+"""Exact rewrites, round after round: those of a round are carried out on what the last one left."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Plan:
         model_digest: digest of the canonical model that the plan was made for.
         passes: name and options of every pass that took part, in order.
         chosen: what to rewrite.
+        first: exact rewrites that come before that.
         refusals: layers left alone, with reasons.
         targets: what was asked for.
         gate: whether rewrites were timed and slower ones dropped.
@@ -37,6 +40,12 @@ class Plan:
     targets: Mapping[str, float]
     gate: bool
     notes: tuple[str, ...] = ()
+    first: Rounds = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing would be rewritten."""
+        return not self.chosen and not self.first
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in a fixed order."""
@@ -46,6 +55,7 @@ class Plan:
             "passes": [{"name": name, "options": dict(values)} for name, values in self.passes],
             "targets": dict(self.targets),
             "gate": self.gate,
+            "first": [[candidate.to_dict() for candidate in one] for one in self.first],
             "chosen": [candidate.to_dict() for candidate in self.chosen],
             "refusals": [
                 {"pass": r.pass_name, "node": r.node, "reason": r.reason} for r in self.refusals
@@ -82,6 +92,10 @@ def read_plan(path: Path) -> tuple[Plan, list[Pass[Any]]]:
         passes = [make_pass(entry["name"], **entry["options"]) for entry in values["passes"]]
         owners = {owner.name: owner for owner in passes}
         chosen = tuple(candidate_from_dict(c, owners[c["pass"]]) for c in values["chosen"])
+        first = tuple(
+            tuple(candidate_from_dict(c, owners[c["pass"]]) for c in one)
+            for one in values.get("first", [])
+        )
         touched = [
             name
             for c in chosen
@@ -100,6 +114,7 @@ def read_plan(path: Path) -> tuple[Plan, list[Pass[Any]]]:
             targets=check_targets(dict(values.get("targets", {}))),
             gate=bool(values.get("gate", True)),
             notes=tuple(values.get("notes", [])),
+            first=first,
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UsageError):

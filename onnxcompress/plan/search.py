@@ -56,6 +56,24 @@ class Baseline:
     file_bytes: int
     latency_ms: float | None = None
 
+    def total(self, kind: str) -> float:
+        """The original's own figure, by kind of target.
+
+        Raises:
+            BoundError: its latency was not measured.
+        """
+        match kind:
+            case "latency":
+                if self.latency_ms is None:
+                    raise BoundError("a latency target needs the original's latency measured")
+                return self.latency_ms
+            case "macs":
+                return float(self.cost.macs)
+            case "params":
+                return float(self.cost.params)
+            case _:
+                return float(self.file_bytes)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -134,7 +152,7 @@ def for_targets(
         A choice that meets the targets; or, where none does, the one that saves the most.
     """
     savings = {kind: _savings(sites, kind, timings) for kind in targets}
-    totals = {kind: _total(baseline, kind) for kind in targets}
+    totals = {kind: baseline.total(kind) for kind in targets}
     demands = {
         kind: totals[kind] * (1.0 - fraction) + (slack or {}).get(kind, 0.0)
         for kind, fraction in targets.items()
@@ -242,20 +260,6 @@ def _savings(sites: Sites, kind: str, timings: Mapping[Key, LayerTiming]) -> lis
                 return float(candidate.saving.weight_bytes)
 
     return [[one(candidate) for candidate in offers] for offers in sites]
-
-
-def _total(baseline: Baseline, kind: str) -> float:
-    match kind:
-        case "latency":
-            if baseline.latency_ms is None:
-                raise BoundError("a latency target needs the original's latency measured")
-            return baseline.latency_ms
-        case "macs":
-            return float(baseline.cost.macs)
-        case "params":
-            return float(baseline.cost.params)
-        case _:
-            return float(baseline.file_bytes)
 
 
 def _picked(sites: Sites, found: Sequence[int | None]) -> Chosen:

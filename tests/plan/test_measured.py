@@ -1,4 +1,4 @@
-"""Targets met by counting: savings that do not add up, and coarse choices that save too much."""
+"""Targets met by measuring: savings that do not add up, and coarse choices that save too much."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from onnxcompress.graph.cost import Cost
 from onnxcompress.plan.contract import Candidate
-from onnxcompress.plan.counted import for_counted_targets, with_or_without_branches
+from onnxcompress.plan.measured import for_measured_targets, with_or_without_branches
 from onnxcompress.plan.probes import predicted
 from onnxcompress.plan.search import Baseline, Choice, Outcome
 
@@ -23,22 +23,27 @@ def names(chosen: Sequence[Candidate[Any]]) -> list[str]:
     return [f"{c.site.node}{c.setting.width}" for c in chosen]
 
 
-def counted(sites: Sites, target: float, *, share: float = 1.0) -> tuple[Choice, list[Cost]]:
-    """Choices whose real saving is a share of the sum; and what was counted on the way."""
-    seen: list[Cost] = []
+def measured(
+    sites: Sites, target: float, *, share: float = 1.0, margin: float = 0.0, start: float = 0.0
+) -> tuple[Choice, list[float]]:
+    """Choices whose real saving is a share of the sum; and what was measured on the way."""
+    seen: list[float] = []
 
-    def count(chosen: Sequence[Candidate[Any]]) -> Cost:
-        saved = sum((c.saving for c in chosen), Cost())
-        seen.append(BASELINE.cost - Cost(*(int(share * getattr(saved, f)) for f in FIELDS)))
-        return seen[-1]
+    def measure(chosen: Sequence[Candidate[Any]]) -> dict[str, float]:
+        seen.append(10_000 + start - share * sum(c.saving.macs for c in chosen))
+        return {"macs": seen[-1]}
 
-    choice = for_counted_targets(
-        sites, {"macs": target}, BASELINE, {}, predicted(sites), slack={}, count=count
+    choice = for_measured_targets(
+        sites,
+        {"macs": target},
+        BASELINE,
+        {},
+        predicted(sites),
+        slack={"macs": start},
+        margins={"macs": margin},
+        measure=measure,
     )
     return choice, seen
-
-
-FIELDS = ("macs", "params", "weight_bytes")
 
 
 @pytest.fixture
@@ -54,7 +59,7 @@ def fine(offer: Offer) -> Sites:
 @pytest.mark.parametrize("target", [0.7, 0.5])
 def test_met_and_not_far_below(fine: Sites, target: float, share: float) -> None:
     """Whether savings are over- or underestimated, the target is met within one percent."""
-    choice, seen = counted(fine, target, share=share)
+    choice, seen = measured(fine, target, share=share)
     saved = share * sum(c.saving.macs for c in choice.chosen)
     assert -1e-6 <= saved - 10_000 * (1 - target) <= 100.0
     assert len(seen) <= 10
@@ -62,7 +67,7 @@ def test_met_and_not_far_below(fine: Sites, target: float, share: float) -> None
 
 def test_one_coarse_candidate(offer: Offer) -> None:
     """It saves far more than is needed, and nothing else does: better too much than nothing."""
-    choice, _ = counted([[offer("branch", 0, (9000, 100, 400), 0.1)]], 0.5)
+    choice, _ = measured([[offer("branch", 0, (9000, 100, 400), 0.1)]], 0.5)
     assert names(choice.chosen) == ["branch0"]
 
 
@@ -72,7 +77,7 @@ def test_what_met_the_target_is_not_given_up(offer: Offer) -> None:
         [offer("a", 1, (2000, 100, 400), 0.01)],
         [offer("b", 1, (9000, 100, 400), 0.1)],
     ]
-    choice, _ = counted(sites, 0.5)
+    choice, _ = measured(sites, 0.5)
     saved = sum(c.saving.macs for c in choice.chosen)
     assert saved >= 5000
 
@@ -80,21 +85,39 @@ def test_what_met_the_target_is_not_given_up(offer: Offer) -> None:
 def test_out_of_reach(offer: Offer) -> None:
     """The most that can be saved is carried out all the same."""
     sites = [[offer("a", 1, (1000, 1, 4), 0.1), offer("a", 2, (2000, 1, 4), 0.2)]]
-    choice, _ = counted(sites, 0.5)
+    choice, _ = measured(sites, 0.5)
     assert names(choice.chosen) == ["a2"]
 
 
-def test_targets_that_are_not_counted(offer: Offer) -> None:
-    """Size is known exactly only once the file is written: nothing is counted here."""
+@pytest.mark.parametrize("margin", [0.0, 0.02])
+def test_a_margin_and_a_head_start(fine: Sites, margin: float) -> None:
+    """What exact rewrites cost beforehand is saved as well, and a margin is kept."""
+    choice, _ = measured(fine, 0.6, margin=margin, start=800.0)
+    saved = sum(c.saving.macs for c in choice.chosen)
+    assert -1e-6 <= saved - 800.0 - 10_000 * (0.4 + margin) <= 100.0
 
-    def never(_chosen: Any) -> Cost:
-        raise AssertionError("counted")
 
-    sites = [[offer("a", 1, (1000, 1000, 20_000), 0.1)]]
-    choice = for_counted_targets(
-        sites, {"size": 0.5}, BASELINE, {}, predicted(sites), slack={}, count=never
+def test_several_targets_at_once(fine: Sites) -> None:
+    """One that adds up and one that does not: both are met, the tighter one closely."""
+
+    def measure(chosen: Sequence[Candidate[Any]]) -> dict[str, float]:
+        saved = sum((c.saving for c in chosen), Cost())
+        return {"macs": 10_000.0 - saved.macs, "size": 24_000.0 - 0.7 * saved.weight_bytes}
+
+    choice = for_measured_targets(
+        fine,
+        {"macs": 0.9, "size": 0.95},
+        BASELINE,
+        {},
+        predicted(fine),
+        slack={},
+        margins={},
+        measure=measure,
     )
-    assert names(choice.chosen) == ["a1"]
+    left = measure(choice.chosen)
+    assert choice.meets
+    assert left["macs"] <= 9_000
+    assert 0.94 * 24_000 <= left["size"] <= 0.95 * 24_000
 
 
 @pytest.mark.parametrize("branch_error", [0.1, 0.9])
@@ -126,11 +149,11 @@ def test_a_target_that_only_branches_reach(offer: Offer) -> None:
     branch = [dataclasses.replace(offer("b", 0, (4000, 400, 1600), 0.5), removes=("b",))]
 
     def choose(sites: Any, damages: Any) -> Choice:
-        def count(chosen: Sequence[Candidate[Any]]) -> Cost:
-            return BASELINE.cost - sum((c.saving for c in chosen), Cost())
+        def measure(chosen: Sequence[Candidate[Any]]) -> dict[str, float]:
+            return {"macs": 10_000.0 - sum(c.saving.macs for c in chosen)}
 
-        return for_counted_targets(
-            sites, {"macs": 0.7}, BASELINE, {}, damages, slack={}, count=count
+        return for_measured_targets(
+            sites, {"macs": 0.7}, BASELINE, {}, damages, slack={}, margins={}, measure=measure
         )
 
     def trial(chosen: Sequence[Candidate[Any]], *, probe: bool = False) -> Outcome:

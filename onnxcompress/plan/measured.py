@@ -1,9 +1,10 @@
-"""Targets that are counted, met by what is counted on the rewritten graph.
+"""Targets met by what is counted and timed on the rewritten graph.
 
 Savings of candidates that share layers do not add up (both sides of a convolution lose channels),
-so a choice is carried out, counted, and made again with what was over- or underestimated added to
-the demand. And damages of unlike rewrites compare badly (a whole branch against a few channels),
-so the choice is made with and without whole branches, and a trial decides.
+and milliseconds of layers are not those of a network, so a choice is carried out, measured, and
+made again with what was over- or underestimated added to the demand. And damages of unlike rewrites
+compare badly (a whole branch against a few channels), so the choice is made with and without whole
+branches, and a trial decides.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from onnxcompress.graph.cost import Cost
 from onnxcompress.latency.table import LayerTiming
 from onnxcompress.plan.gate import Key
 from onnxcompress.plan.search import (
@@ -24,10 +24,13 @@ from onnxcompress.plan.search import (
     for_targets,
 )
 
-COUNTED = frozenset({"macs", "params"})
-_COUNTS = 10
-_CLOSE = 0.005
-"""How far below a counted target a choice may end, as a fraction of the original."""
+Remains = Mapping[str, float]
+"""By kind of target what is left of the original: milliseconds, MACs, parameters, bytes."""
+
+_TRIES = 10
+_CLOSE = {"latency": 0.02}
+_COUNTED_CLOSE = 0.005
+"""How far below a target a choice may end, as a fraction of the original."""
 
 _RATES = (1.0, 0.3, 0.1)
 """Shares of its predicted damage that the removal of a branch is tried at."""
@@ -36,7 +39,7 @@ _CLEARLY = 0.9
 """What a trial says about a few samples is not more exact than this."""
 
 
-def for_counted_targets(
+def for_measured_targets(
     sites: Sites,
     targets: Mapping[str, float],
     baseline: Baseline,
@@ -44,9 +47,10 @@ def for_counted_targets(
     damages: Damages,
     *,
     slack: Mapping[str, float],
-    count: Callable[[Chosen], Cost],
+    margins: Mapping[str, float],
+    measure: Callable[[Chosen], Remains],
 ) -> Choice:
-    """Meet the targets with the least damage; MACs and parameters are counted, not added up.
+    """Meet the targets with the least damage, by what remains of the rewritten network.
 
     Args:
         sites: candidates per site.
@@ -54,32 +58,43 @@ def for_counted_targets(
         baseline: what the original costs.
         timings: measured layer timings; needed for a latency target.
         damages: expected error of every candidate.
-        slack: per kind, how much more to save than counted, because a first try fell short.
-        count: carries out a choice and counts what it costs.
+        slack: per kind, how much more to save than the sum of the candidates' savings says, to
+            start with.
+        margins: per kind, fraction of the original by which to end below the target.
+        measure: carries a choice out and measures what remains.
 
     Returns:
-        A choice that meets the targets, as close to the counted ones as was found; or, where none
-        does, the one that saves the most.
+        A choice that meets the targets, as close to them as was found; or, where none does, the one
+        that came closest.
     """
-    counted = {kind: fraction for kind, fraction in targets.items() if kind in COUNTED}
-    more, best, least = dict(slack), None, float("inf")
-    for _ in range(_COUNTS):
+    totals = {kind: baseline.total(kind) for kind in targets}
+    more, seen = dict(slack), set()
+    met: tuple[float, Choice] | None = None
+    missed: tuple[float, Choice] | None = None
+    for _ in range(_TRIES):
         choice = for_targets(sites, targets, baseline, timings, damages, slack=more)
-        if not counted or not choice.chosen:
-            break
-        cost = count(choice.chosen)
+        if not choice.chosen:
+            return met[1] if met else choice
+        remains = measure(choice.chosen)
         missing = {
-            kind: getattr(cost, kind) - fraction * getattr(baseline.cost, kind)
-            for kind, fraction in counted.items()
+            kind: remains[kind] / totals[kind] - fraction + margins.get(kind, 0.0)
+            for kind, fraction in targets.items()
         }
-        excess = sum(-m / max(1, getattr(baseline.cost, k)) for k, m in missing.items())
-        if all(amount <= 0.0 for amount in missing.values()) and excess < least:
-            best, least = replace(choice, meets=True), excess
-        if all(-_CLOSE * getattr(baseline.cost, k) <= m <= 0.0 for k, m in missing.items()):
+        over, under = max(missing.values()), -sum(missing.values())
+        if over <= 0.0:
+            if met is None or under < met[0]:
+                met = under, replace(choice, meets=True)
+            if all(-_CLOSE.get(kind, _COUNTED_CLOSE) <= m for kind, m in missing.items()):
+                break
+        elif missed is None or over < missed[0]:
+            missed = over, replace(choice, meets=False)
+        if (choice.chosen, choice.meets) in seen and not choice.meets:
             break
+        seen.add((choice.chosen, choice.meets))
         for kind, amount in missing.items():
-            more[kind] = more.get(kind, 0.0) + amount
-    return best or (replace(choice, meets=False) if counted else choice)
+            more[kind] = more.get(kind, 0.0) + amount * totals[kind]
+    best = met or missed
+    return best[1] if best is not None else choice
 
 
 def with_or_without_branches(

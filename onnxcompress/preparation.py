@@ -1,0 +1,117 @@
+"""The first stages of a job: load the model and the data, analyse, and do what changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxcompress.analyse.facts import Facts, analyse
+from onnxcompress.analyse.sizes import random_feeds, representative_sizes
+from onnxcompress.calibrate.collectors import with_collectors
+from onnxcompress.calibrate.inputs import Inputs, open_inputs
+from onnxcompress.config import Config
+from onnxcompress.groundwork import Groundwork, lay_groundwork, replay_groundwork
+from onnxcompress.load.canonical import Canonical, canonicalise
+from onnxcompress.load.source import ModelSource, Source, read_source
+from onnxcompress.load.trust import trusted
+from onnxcompress.plan.contract import Pass
+from onnxcompress.plan.plan import Plan, read_plan
+from onnxcompress.progress import Progress
+from onnxcompress.runtime import Array, open_session
+from onnxcompress.verify.metrics import parse_metric
+
+_PROOF_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job after its first stages: everything known, nothing lossy decided.
+
+    Attributes:
+        source: the model as it was given.
+        canonical: its canonical form.
+        inputs: calibration inputs and those of the verdict.
+        original: facts about the canonical model.
+        groundwork: the exact rewrites that were made of it.
+        facts: facts about the model that these left, with statistics of the calibration inputs.
+        passes: the passes of the job, or of the plan that is replayed.
+        replay: the plan that is replayed, if one is.
+        config: what was asked.
+    """
+
+    source: Source
+    canonical: Canonical
+    inputs: Inputs
+    original: Facts
+    groundwork: Groundwork
+    facts: Facts
+    passes: tuple[Pass[Any], ...]
+    replay: Plan | None
+    config: Config
+
+
+def prepare(source: ModelSource, config: Config, progress: Progress) -> Prepared:
+    """Load the model and the data, analyse, and carry out exact rewrites."""
+    if config.metric is not None:
+        parse_metric(config.metric)
+    progress.stage("load")
+    given = read_source(source)
+    canonical = canonicalise(given.model)
+    # The session says at once, before any work, whether the provider is there and takes the model.
+    with open_session(given.model, config.execution):
+        pass
+    inputs = open_inputs(
+        given.model,
+        config.data,
+        config.eval_data,
+        preprocess=config.preprocess,
+        seed=config.seed,
+        shapes=config.shapes,
+    )
+    if inputs.synthetic:
+        progress.note("calibrated on synthetic inputs: choices are guesses, real ones are better")
+    sizes = representative_sizes(
+        canonical.model, config.shapes, batch=config.batch, seen=inputs.sizes
+    )
+    feeds = random_feeds(given.model, sizes, seed=config.seed)
+    canonical = trusted(given.model, canonical, feeds, config.execution)
+    replay: Plan | None = None
+    passes: Sequence[Pass[Any]] = config.passes
+    if config.plan is not None:
+        replay, passes = read_plan(config.plan)
+    progress.stage("analyse")
+    names = [node.name for node in canonical.model.graph.node]
+    original = analyse(canonical.model, sizes, excluded=config.excluded(names))
+    for note in canonical.notes:
+        progress.note(note)
+    samples = proof_feeds(original, inputs, config)
+    if replay is not None:
+        groundwork = replay_groundwork(original, replay.first, passes, config, samples)
+    else:
+        groundwork = lay_groundwork(original, passes, config, samples, progress)
+    facts = original
+    if groundwork.rounds:
+        facts = analyse(groundwork.model, sizes, excluded=original.excluded)
+    if inputs.calibration is not None:
+        facts = with_collectors(
+            facts,
+            inputs.calibration,
+            config.execution,
+            config.seed,
+            patched=config.samples,
+            cache=config.run / "moments" if config.run is not None else None,
+            progress=progress,
+        )
+    return Prepared(
+        given, canonical, inputs, original, groundwork, facts, tuple(passes), replay, config
+    )
+
+
+def proof_feeds(facts: Facts, inputs: Inputs, config: Config) -> list[dict[str, Array]]:
+    """Inputs to prove rewrites on: some of the user's own; random ones where there are none."""
+    data = inputs.calibration or inputs.verdict
+    if data is None:
+        return [random_feeds(facts.model, facts.sizes, seed=config.seed)]
+    count = min(len(data), max(_PROOF_SAMPLES, data.fixed_batch or 1))
+    return [feeds for feeds, _ in data.take(range(count)).batches(_PROOF_SAMPLES)]

@@ -1,0 +1,1 @@
+"""Rewrites that change nothing but the time a network takes; one module per kind."""
