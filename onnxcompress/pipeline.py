@@ -20,6 +20,7 @@ from onnxcompress.progress import Progress, Silent, Timekeeper
 from onnxcompress.report.build import build_report
 from onnxcompress.rewrite.manager import Rewritten, rewrite
 from onnxcompress.rewrite.proof import Bench, prove
+from onnxcompress.rewrite.repair import Repaired
 from onnxcompress.verify.accuracy import (
     Accuracy,
     Bounds,
@@ -63,49 +64,25 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
     planner = Planner(prepared, progress)
     metric = verdict_metric(prepared)
     bounds = planner.bounds
-    for attempt in range(1, _MAX_ATTEMPTS + 1):
-        progress.stage("plan")
-        plan = planner.plan()
-        demand_gain(plan)
-        progress.stage("rewrite")
-        rewritten = prove(
-            rewrite(prepared.facts.model, plan.chosen, planner.passes, memo=planner.memo),
-            planner.passes,
-            Bench(
-                prepared.facts.model,
-                proof_feeds(prepared.facts, prepared.inputs, config),
-                config.execution.threads,
-                planner.memo,
-            ),
-        )
-        plan = with_rolled_back(plan, rewritten)
-        demand_gain(plan)
-        for refusal in rewritten.rolled_back:
-            progress.note(f"node '{refusal.node}': {refusal.reason}")
-        progress.stage("repair")
-        repaired = planner.repaired(rewritten)
-        result = repaired.model if repaired is not None else rewritten.model
-        progress.stage("verify accuracy")
-        accuracy = _accuracy(prepared, result, bounds, metric, progress)
-        last = attempt == _MAX_ATTEMPTS
-        if not accuracy.ok and not last and planner.tighten_accuracy():
-            progress.note(f"attempt {attempt}: {accuracy.words}")
+    kept: Attempt | None = None
+    loosened = False
+    for number in range(1, _MAX_ATTEMPTS + 1):
+        last = number == _MAX_ATTEMPTS
+        made = _attempt(number, prepared, planner, bounds, metric, progress, last=last)
+        if made is None:
             continue
-        progress.stage("verify latency")
-        verdict = verify(
-            prepared.source.model,
-            prepared.original,
-            result,
-            accuracy,
-            bounds,
-            config.execution,
-            file_bytes=prepared.source.file_bytes,
-            seed=config.seed,
-            progress=progress.step,
-        )
-        if verdict.ok or last or not planner.tighten_targets(verdict):
+        verdict = made.verdict
+        kept = _better(kept, made, planner)
+        if verdict.ok and not (last or loosened) and planner.loosen_targets(verdict):
+            loosened = True
+            progress.note(f"attempt {number}: far below what was asked, planned again")
+        elif verdict.ok or last or not planner.tighten_targets(verdict):
             break
-        progress.note(f"attempt {attempt}: {verdict.failures[0]}")
+        else:
+            progress.note(f"attempt {number}: {verdict.failures[0]}")
+    if kept is None:
+        raise BoundError("no attempt came to a verdict")
+    plan, verdict = kept.plan, kept.verdict
     report = build_report(
         source=prepared.source,
         notes=prepared.canonical.notes,
@@ -116,16 +93,94 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         verdict=verdict,
         execution=config.execution,
         seed=config.seed,
-        consulted=attempt,
-        proofs=(*prepared.groundwork.proofs, *rewritten.proofs),
-        result=result,
-        repaired=repaired,
+        consulted=number,
+        proofs=(*prepared.groundwork.proofs, *kept.rewritten.proofs),
+        result=kept.model,
+        repaired=kept.repaired,
         repair=planner.mender,
         seconds=clock.seconds(),
     )
     if verdict.ok:
-        return Result(result, plan, report, verdict)
+        return Result(kept.model, plan, report, verdict)
     raise bound_error(verdict, report)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One plan carried out and judged."""
+
+    plan: Plan
+    rewritten: Rewritten
+    repaired: Repaired | None
+    verdict: Verdict
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The result."""
+        return self.repaired.model if self.repaired is not None else self.rewritten.model
+
+
+def _attempt(
+    number: int,
+    prepared: Prepared,
+    planner: Planner,
+    bounds: Bounds,
+    metric: Metric | None,
+    progress: Progress,
+    *,
+    last: bool,
+) -> Attempt | None:
+    """Plan, rewrite, prove, repair, judge; None where a gentler plan is to be made at once."""
+    config = prepared.config
+    progress.stage("plan")
+    plan = planner.plan()
+    demand_gain(plan)
+    progress.stage("rewrite")
+    rewritten = prove(
+        rewrite(prepared.facts.model, plan.chosen, planner.passes, memo=planner.memo),
+        planner.passes,
+        Bench(
+            prepared.facts.model,
+            proof_feeds(prepared.facts, prepared.inputs, config),
+            config.execution.threads,
+            planner.memo,
+        ),
+    )
+    plan = with_rolled_back(plan, rewritten)
+    demand_gain(plan)
+    for refusal in rewritten.rolled_back:
+        progress.note(f"node '{refusal.node}': {refusal.reason}")
+    progress.stage("repair")
+    repaired = planner.repaired(rewritten)
+    result = repaired.model if repaired is not None else rewritten.model
+    progress.stage("verify accuracy")
+    accuracy = _accuracy(prepared, result, bounds, metric, progress)
+    if not accuracy.ok and not last and planner.tighten_accuracy():
+        progress.note(f"attempt {number}: {accuracy.words}")
+        return None
+    progress.stage("verify latency")
+    verdict = verify(
+        prepared.source.model,
+        prepared.original,
+        result,
+        accuracy,
+        bounds,
+        config.execution,
+        file_bytes=prepared.source.file_bytes,
+        seed=config.seed,
+        quiet=planner.quiet,
+        progress=progress.step,
+    )
+    return Attempt(plan, rewritten, repaired, verdict)
+
+
+def _better(kept: Attempt | None, made: Attempt, planner: Planner) -> Attempt:
+    """The later attempt, unless the earlier one held its bounds and lost less by calibration."""
+    if kept is None or not kept.verdict.ok:
+        return made
+    if not made.verdict.ok or planner.error(made.model) >= planner.error(kept.model):
+        return kept
+    return made
 
 
 def _accuracy(

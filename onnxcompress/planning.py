@@ -7,58 +7,44 @@ tighter bound, because networks know their training images by heart and lose les
 from __future__ import annotations
 
 import contextlib
-from functools import cached_property
 from typing import Any
 
-import numpy as np
 import onnx
 
 from onnxcompress.analyse.facts import Need
-from onnxcompress.analyse.shapes import shapes_for
-from onnxcompress.analyse.sizes import random_feeds
 from onnxcompress.errors import ModelError
-from onnxcompress.graph.cost import model_cost
 from onnxcompress.graph.digest import model_digest
 from onnxcompress.graph.memo import Memo
-from onnxcompress.latency.interleave import Budget, interleaved
+from onnxcompress.latency.interleave import QuietHours
 from onnxcompress.latency.table import LatencyTable, LayerTiming
 from onnxcompress.plan.channels.known import remember_coupling
 from onnxcompress.plan.contract import Candidate
 from onnxcompress.plan.gate import Key, gate
 from onnxcompress.plan.known_moments import layer_moments, linear_among, remember_facts
-from onnxcompress.plan.measured import for_measured_targets, with_or_without_branches
 from onnxcompress.plan.options import Options, collect, with_savings
 from onnxcompress.plan.plan import Plan, described
 from onnxcompress.plan.probes import expected_errors, predicted
 from onnxcompress.plan.reasons import left_alone
 from onnxcompress.plan.replay import check_fits, needing_data
 from onnxcompress.plan.search import (
-    Baseline,
     Choice,
-    Chosen,
     Damages,
-    Sites,
     by_rule,
     within_bound,
     within_budget,
 )
 from onnxcompress.preparation import Prepared
 from onnxcompress.progress import Progress
-from onnxcompress.rewrite.manager import Rewritten, rewrite
+from onnxcompress.rewrite.manager import Rewritten
 from onnxcompress.rewrite.mender import Mender
 from onnxcompress.rewrite.repair import Repaired
+from onnxcompress.targeting import Targeting
 from onnxcompress.trial import CalibrationTrial
 from onnxcompress.verify.accuracy import Bounds
 from onnxcompress.verify.verdict import Verdict
 
 _TIGHTEN = 0.4
 _STEPS = 20
-_NOISE = 0.01
-"""Fraction of the original's latency by which a plan ends below a target, because times vary."""
-
-_BRIEF = Budget(rounds=5, seconds=0.1)
-"""How long a plan's whole network is timed; the verdict takes longer."""
-
 _UNGATED = "latency gate off: no rewrite was timed, and the result may be slower than the original"
 
 
@@ -71,11 +57,8 @@ class Planner:
         self._facts, self._inputs, self._config = facts, inputs, config
         self._budget: float | None = None
         self._last: tuple[Candidate[Any], ...] = ()
-        self._margins: dict[str, float] = {"latency": _NOISE}
-        self._measured: dict[Chosen, dict[str, float]] = {}
         self._damages: Damages | None = None
         self._options: Options | None = None
-        self._baseline: Baseline | None = None
         self.timings: dict[Key, LayerTiming] = {}
         self.memo = Memo()
         self._table = LatencyTable(config.latency_table, config.execution)
@@ -107,6 +90,7 @@ class Planner:
             config,
             self.mender,
         )
+        self._targeting = Targeting(prepared, self.passes, self.memo, self._trial, progress)
         remember_facts(facts, self.memo)
 
     @property
@@ -118,6 +102,11 @@ class Planner:
             targets = replay.targets
             gate = replay.gate if config.gate is None else config.gate
         return Bounds(config.max_drop, config.min_snr, config.confidence, targets, gate)
+
+    @property
+    def quiet(self) -> QuietHours:
+        """What is known of the original's times on a quiet machine."""
+        return self._targeting.quiet
 
     def plan(self) -> Plan:
         """A plan under everything learned so far."""
@@ -160,6 +149,10 @@ class Planner:
         )
         return None
 
+    def error(self, model: onnx.ModelProto) -> float:
+        """Relative squared error of a result's outputs on calibration inputs; 0 without any."""
+        return self._trial.error(model) if self._plans_by_data() else 0.0
+
     def tighten_accuracy(self) -> bool:
         """Spend less damage next time; False when there is nothing left to give up."""
         if self._replay is not None or self._budget is None or self._config.targets:
@@ -177,21 +170,19 @@ class Planner:
         """Save more next time, by what was missing; False when no other plan can help."""
         if self._replay is not None or not verdict.accuracy.ok:
             return False
-        missed = {
-            kind: verdict.remaining(kind) - fraction
-            for kind, fraction in self._config.targets.items()
-        }
-        if not any(excess > 0 for excess in missed.values()):
-            return False
         # A little more than was missing at first, then ever more, until another choice results.
         for step in range(_STEPS):
-            for kind, excess in missed.items():
-                if excess > 0:
-                    margin = self._margins.get(kind, 0.0)
-                    self._margins[kind] = margin + 1.25 * excess * 1.5**step
+            if not self._targeting.tighten(verdict, self._last, step):
+                return False
             if self._choose(self._offers()).chosen != self._last:
                 return True
         return False
+
+    def loosen_targets(self, verdict: Verdict) -> bool:
+        """Whether the result saved far more than was asked and another plan may lose less."""
+        if self._replay is not None or not self._targeting.loosen(verdict, self._last):
+            return False
+        return self._choose(self._offers()).chosen != self._last
 
     def _offers(self) -> Options:
         """Candidates per site, timed when the gate is on; collected once."""
@@ -220,7 +211,12 @@ class Planner:
     def _choose(self, options: Options) -> Choice:
         sites = options.sites
         if self._config.targets:
-            return self._for_targets(options, self._expected(options))
+            return self._targeting.choice(
+                sites,
+                self._expected(options),
+                self.timings,
+                by_data=self._plans_by_data(),
+            )
         if not self._plans_by_data():
             return by_rule(sites)
         # A single candidate per site (explicit ranks) that costs nothing needs no weighing.
@@ -231,45 +227,6 @@ class Planner:
             return within_budget(sites, damages, self.timings, self._budget)
         choice, self._budget = within_bound(sites, self._trial, damages, self.timings)
         return choice
-
-    def _for_targets(self, options: Options, damages: Damages) -> Choice:
-        """The least damage that meets the targets."""
-        targets, baseline = self._config.targets, self._measured_baseline()
-
-        def choose(sites: Sites, weighed: Damages) -> Choice:
-            return for_measured_targets(
-                sites,
-                targets,
-                baseline,
-                self.timings,
-                weighed,
-                slack=self._head_start,
-                margins=self._margins,
-                measure=self._remains,
-            )
-
-        if not self._plans_by_data():
-            return choose(options.sites, damages)
-        return with_or_without_branches(options.sites, damages, choose, self._trial)
-
-    def _remains(self, chosen: Chosen) -> dict[str, float]:
-        """What is left of the network after a choice, measured: milliseconds, MACs, bytes, ..."""
-        if chosen not in self._measured:
-            model = rewrite(self._facts.model, chosen, self.passes, memo=self.memo).model
-            self._measured[chosen] = self._figures(model)
-        return self._measured[chosen]
-
-    def _figures(self, model: onnx.ModelProto) -> dict[str, float]:
-        cost = model_cost(model, shapes_for(model, self._facts.sizes))
-        found = {"macs": float(cost.macs), "params": float(cost.params)}
-        found["size"] = float(model.ByteSize())
-        if "latency" in self._config.targets:
-            original = self._prepared.source.model
-            feeds = random_feeds(original, self._facts.sizes, seed=self._config.seed)
-            pair = interleaved([original, model], feeds, self._config.execution, budget=_BRIEF)
-            ratio = float(np.median(pair[1].round_medians / pair[0].round_medians))
-            found["latency"] = ratio * self._measured_baseline().total("latency")
-        return found
 
     def _expected(self, options: Options) -> Damages:
         """What every candidate is expected to do to the outputs; probed once."""
@@ -299,24 +256,3 @@ class Planner:
         if any(Need.COUPLING in owner.needs for owner in self._owners):
             with contextlib.suppress(ModelError):
                 remember_coupling(self._facts, self.memo)
-
-    def _measured_baseline(self) -> Baseline:
-        """What the original costs, before exact rewrites."""
-        if self._baseline is None:
-            original, latency = self._prepared.source, None
-            if "latency" in self._config.targets:
-                self._progress.stage("measure the original")
-                feeds = random_feeds(original.model, self._facts.sizes, seed=self._config.seed)
-                latency = interleaved([original.model], feeds, self._config.execution)[0].p50
-            cost = self._prepared.original.total()
-            self._baseline = Baseline(cost, original.file_bytes, latency)
-        return self._baseline
-
-    @cached_property
-    def _head_start(self) -> dict[str, float]:
-        """How much more than the original the network costs that candidates are weighed on."""
-        if not self._prepared.groundwork.rounds:
-            return {}
-        figures = self._figures(self._facts.model)
-        baseline = self._measured_baseline()
-        return {kind: figures[kind] - baseline.total(kind) for kind in self._config.targets}

@@ -12,7 +12,9 @@ import onnx
 
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.config import Config
-from onnxcompress.errors import UsageError
+from onnxcompress.errors import OnnxCompressError, UsageError
+from onnxcompress.graph.editor import Editor
+from onnxcompress.graph.infer import with_value_info
 from onnxcompress.graph.memo import Memo
 from onnxcompress.plan.contract import Candidate, Pass
 from onnxcompress.plan.search import Outcome
@@ -84,6 +86,20 @@ class CalibrationTrial:
         # An output that was silent on these inputs gives infinity, which no solver takes.
         return Outcome(judgement.ok, float(min(comparison.error, _WORST)), judgement.reason)
 
+    def step(self, gone: tuple[Candidate[Any], ...]) -> RepairedStep:
+        """The network after some candidates, repaired, to try single further ones on.
+
+        Raises:
+            UsageError: there is no calibration data.
+            PassError: a rewrite fails.
+        """
+        model = self.model
+        if gone:
+            model = rewrite(model, gone, self.passes, strict=True, memo=self.memo).model
+            repaired = self.mender(model, gone, briefly=True)
+            model = repaired.model if repaired is not None else model
+        return RepairedStep(self, model)
+
     def error(self, model: onnx.ModelProto) -> float:
         """Relative squared error of a model's outputs on the trial's samples.
 
@@ -126,8 +142,9 @@ class CalibrationTrial:
         # Whole batches, where the model insists on a number of samples.
         count = max(1, int(np.clip(macs / max(1, self.macs), fewest, most)) // unit) * unit
         # Folders are sorted by class: a random subset, the same in every trial, covers them all.
+        # Repair takes its samples from the other end, and is not judged on what it has seen.
         order = np.random.default_rng(self.config.seed).permutation(len(self.data))
-        return self.data.take(np.sort(order[:count]))
+        return self.data.take(np.sort(order[len(order) - count :]))
 
     def _metric(self, data: Dataset) -> Metric:
         """The metric that choices are judged by: the one asked for, else agreement."""
@@ -135,3 +152,33 @@ class CalibrationTrial:
         if metric.needs_labels and data.labels is None:
             return parse_metric("agreement")
         return metric
+
+
+@dataclass(frozen=True)
+class RepairedStep:
+    """A network after some candidates, repaired.
+
+    Attributes:
+        trial: measures errors.
+        model: the repaired network.
+    """
+
+    trial: CalibrationTrial
+    model: onnx.ModelProto
+
+    @cached_property
+    def error(self) -> float:
+        """Relative squared error of its outputs."""
+        return float(min(self.trial.error(self.model), _WORST))
+
+    def without(self, branch: Candidate[Any]) -> float:
+        """The error once a branch goes, too; the worst there is where it cannot go any more."""
+        owner = self.trial.passes[branch.site.pass_name]
+        editor = Editor(self.model, memo=self.trial.memo)
+        editor.sign(owner.name)
+        try:
+            owner.rewrite(branch, editor)
+            model = with_value_info(editor.finish())
+            return float(min(self.trial.error(model), _WORST))
+        except (OnnxCompressError, ValueError):
+            return _WORST

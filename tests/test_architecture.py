@@ -33,6 +33,7 @@ LAYERS = [
     {"trial"},
     {"groundwork"},
     {"preparation"},
+    {"targeting"},
     {"planning"},
     {"pipeline"},
     {"search", "finetune", "study"},

@@ -57,8 +57,8 @@ def drawn_feeds(
     """
     unit = data.fixed_batch or 1
     count = max(1, min(samples, len(data)) // unit) * unit
-    rows = np.sort(np.random.default_rng(seed).permutation(len(data))[:count])
-    part = data.take(rows)
+    # Folders are sorted by class: in random order, the first few batches are of all classes.
+    part = data.take(np.random.default_rng(seed).permutation(len(data))[:count])
     size = batch_size(model, part, shapes, _BATCH_BYTES, _BATCH)
     return [feeds for feeds, _ in part.batches(size)]
 

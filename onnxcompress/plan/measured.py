@@ -3,8 +3,8 @@
 Savings of candidates that share layers do not add up (both sides of a convolution lose channels),
 and milliseconds of layers are not those of a network, so a choice is carried out, measured, and
 made again with what was over- or underestimated added to the demand. And damages of unlike rewrites
-compare badly (a whole branch against a few channels), so the choice is made with and without whole
-branches, and a trial decides.
+compare badly (a whole branch against a few channels), so the choice is made with more and with
+fewer branches removed, and a trial decides.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from onnxcompress.plan.search import (
     Sites,
     Trial,
     for_targets,
+    savings,
 )
 
 Remains = Mapping[str, float]
@@ -32,11 +33,8 @@ _CLOSE = {"latency": 0.02}
 _COUNTED_CLOSE = 0.005
 """How far below a target a choice may end, as a fraction of the original."""
 
-_RATES = (1.0, 0.3, 0.1)
-"""Shares of its predicted damage that the removal of a branch is tried at."""
-
-_CLEARLY = 0.9
-"""What a trial says about a few samples is not more exact than this."""
+_SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
+"""Parts of a path that are tried first."""
 
 
 def for_measured_targets(
@@ -49,6 +47,7 @@ def for_measured_targets(
     slack: Mapping[str, float],
     margins: Mapping[str, float],
     measure: Callable[[Chosen], Remains],
+    given: Chosen = (),
 ) -> Choice:
     """Meet the targets with the least damage, by what remains of the rewritten network.
 
@@ -62,17 +61,21 @@ def for_measured_targets(
             start with.
         margins: per kind, fraction of the original by which to end below the target.
         measure: carries a choice out and measures what remains.
+        given: what is taken in any case; not among `sites`.
 
     Returns:
         A choice that meets the targets, as close to them as was found; or, where none does, the one
         that came closest.
     """
     totals = {kind: baseline.total(kind) for kind in targets}
-    more, seen = dict(slack), set()
+    own = {kind: sum(savings([given], kind, timings)[0]) if given else 0.0 for kind in targets}
+    more = {kind: slack.get(kind, 0.0) - own[kind] for kind in targets}
+    seen: set[tuple[Chosen, bool]] = set()
     met: tuple[float, Choice] | None = None
     missed: tuple[float, Choice] | None = None
     for _ in range(_TRIES):
         choice = for_targets(sites, targets, baseline, timings, damages, slack=more)
+        choice = replace(choice, chosen=(*given, *choice.chosen))
         if not choice.chosen:
             return met[1] if met else choice
         remains = measure(choice.chosen)
@@ -83,11 +86,11 @@ def for_measured_targets(
         over, under = max(missing.values()), -sum(missing.values())
         if over <= 0.0:
             if met is None or under < met[0]:
-                met = under, replace(choice, meets=True)
+                met = under, _told(choice, remains, totals, meets=True)
             if all(-_CLOSE.get(kind, _COUNTED_CLOSE) <= m for kind, m in missing.items()):
                 break
         elif missed is None or over < missed[0]:
-            missed = over, replace(choice, meets=False)
+            missed = over, _told(choice, remains, totals, meets=False)
         if (choice.chosen, choice.meets) in seen and not choice.meets:
             break
         seen.add((choice.chosen, choice.meets))
@@ -97,35 +100,49 @@ def for_measured_targets(
     return best[1] if best is not None else choice
 
 
-def with_or_without_branches(
-    sites: Sites,
-    damages: Damages,
-    choose: Callable[[Sites, Damages], Choice],
-    trial: Trial,
-) -> Choice:
-    """Choose among all candidates if that is clearly better than removing no nodes.
+def _told(choice: Choice, remains: Remains, totals: Remains, *, meets: bool) -> Choice:
+    """The choice with what was measured of it."""
+    shares = ", ".join(f"{kind} {remains[kind] / total:.3f}" for kind, total in totals.items())
+    return replace(choice, notes=(*choice.notes, f"measured before repair: {shares}"), meets=meets)
 
-    A branch that is gone is made up for by its neighbours better than its own damage tells, so its
-    damage is also tried at a part of what was predicted.
+
+def along_path(
+    path: Chosen,
+    choose: Callable[[Chosen], Choice],
+    trial: Trial,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Choice:
+    """The best of choices that begin with more or fewer of some candidates.
+
+    Args:
+        path: candidates in the order in which they are taken.
+        choose: the best choice that has some of them, and others.
+        trial: carries a choice out, repairs, and measures the outputs.
+        progress: told how many lengths were tried, of how many at most.
     """
-    kept = [at for at, offers in enumerate(sites) if not any(c.removes for c in offers)]
-    if len(kept) == len(sites):
-        return choose(sites, damages)
-    fewer = choose([sites[at] for at in kept], [damages[at] for at in kept])
-    bold: list[Choice] = []
-    for rate in _RATES:
-        weighed = [
-            [rate * error for error in errors] if any(c.removes for c in offers) else errors
-            for offers, errors in zip(sites, damages, strict=True)
-        ]
-        choice = choose(sites, weighed)
-        if any(c.removes for c in choice.chosen) and choice.chosen not in [b.chosen for b in bold]:
-            bold.append(choice)
-    if not bold:
-        return fewer
-    able = [choice for choice in bold if choice.meets] or bold
-    if not fewer.chosen or (able[0].meets and not fewer.meets):
-        return able[0] if len(able) == 1 else min(able, key=lambda c: trial(c.chosen).error)
-    errors = [trial(choice.chosen).error for choice in able]
-    best = min(range(len(able)), key=errors.__getitem__)
-    return able[best] if errors[best] < _CLEARLY * trial(fewer.chosen).error else fewer
+    tried: dict[int, tuple[bool, float, Choice]] = {}
+
+    def attempt(length: int) -> tuple[bool, float]:
+        if length not in tried:
+            choice = choose(path[:length])
+            error = trial(choice.chosen).error if choice.chosen else 0.0
+            tried[length] = not choice.meets, error, choice
+            if progress is not None:
+                progress(len(tried), most)
+        return tried[length][:2]
+
+    grid = sorted({round(len(path) * share) for share in _SHARES}, reverse=True)
+    most = len(grid) + 2
+    best = min(grid, key=attempt)
+    # The error falls and rises again along the path: its least lies beside the best of the grid.
+    beside = [at for at in grid if at != best]
+    for nearest in (
+        max((at for at in beside if at < best), default=best),
+        min((at for at in beside if at > best), default=best),
+    ):
+        if abs(nearest - best) > 1:
+            attempt((nearest + best) // 2)
+    found = min(tried.values(), key=lambda one: one[:2])[2]
+    errors = ", ".join(f"{length}: {one[1]:.3g}" for length, one in sorted(tried.items()))
+    return replace(found, notes=(*found.notes, f"error by number of branches removed: {errors}"))

@@ -151,22 +151,19 @@ def for_targets(
     Returns:
         A choice that meets the targets; or, where none does, the one that saves the most.
     """
-    savings = {kind: _savings(sites, kind, timings) for kind in targets}
+    saved = {kind: savings(sites, kind, timings) for kind in targets}
     totals = {kind: baseline.total(kind) for kind in targets}
     demands = {
         kind: totals[kind] * (1.0 - fraction) + (slack or {}).get(kind, 0.0)
         for kind, fraction in targets.items()
     }
     barred = conflicts(sites)
-    found = least_damage(damages, savings, demands, conflicts=barred)
+    found = least_damage(damages, saved, demands, conflicts=barred)
     if found is None:
         # Out of reach: the most that can be saved is carried out all the same, so that the
         # verdict describes a real best attempt.
         together = [
-            [
-                sum(savings[kind][i][c] / totals[kind] for kind in targets)
-                for c in range(len(offers))
-            ]
+            [sum(saved[kind][i][c] / totals[kind] for kind in targets) for c in range(len(offers))]
             for i, offers in enumerate(sites)
         ]
         most = _picked(sites, most_saved(damages, together, None, conflicts=barred))
@@ -223,7 +220,7 @@ def within_budget(
     kind = "latency" if timings else "macs"
     found = most_saved(
         damages,
-        _savings(sites, kind, timings),
+        savings(sites, kind, timings),
         budget,
         conflicts=conflicts(sites),
     )
@@ -246,7 +243,15 @@ def _spent(sites: Sites, damage: Sequence[Sequence[float]], chosen: Chosen) -> f
     )
 
 
-def _savings(sites: Sites, kind: str, timings: Mapping[Key, LayerTiming]) -> list[list[float]]:
+def savings(sites: Sites, kind: str, timings: Mapping[Key, LayerTiming]) -> list[list[float]]:
+    """What every candidate saves by itself, in the unit of a kind of target.
+
+    Args:
+        sites: candidates per site.
+        kind: latency (milliseconds), macs, params or size (bytes).
+        timings: measured layer timings; what was not timed saves no time.
+    """
+
     def one(candidate: Candidate[Any]) -> float:
         match kind:
             case "latency":

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.calibrate.moments import SAMPLES, drawn_feeds
+from onnxcompress.graph.branch_removal import restore_thresholds
 from onnxcompress.graph.editor import Editor
+from onnxcompress.graph.infer import with_value_info
 from onnxcompress.graph.memo import Memo
 from onnxcompress.plan.contract import Candidate, Pass
 from onnxcompress.plan.correspondence import Kept
@@ -73,8 +75,7 @@ class Mender:
         Raises:
             ModelError: a model fails on the data.
         """
-        lossy = any(candidate.damage > 0 for candidate in chosen)
-        if self.method == "off" or self.data is None or not lossy:
+        if not self._repairs(chosen):
             return None
         feeds = _few(self._feeds) if briefly else self._feeds
         repair = Repair(
@@ -88,6 +89,18 @@ class Mender:
             progress=None if briefly else self.progress.step,
         )
         return repair(model, self._kept(chosen))
+
+    def unfitted(self, model: onnx.ModelProto, chosen: Sequence[Candidate[Any]]) -> onnx.ModelProto:
+        """The rewritten model with the nodes that a repaired one has: as quick, and not fitted."""
+        if not self._repairs(chosen):
+            return model
+        editor = Editor(model)
+        restore_thresholds(editor, self.facts.view)
+        return with_value_info(editor.finish())
+
+    def _repairs(self, chosen: Sequence[Candidate[Any]]) -> bool:
+        lossy = any(candidate.damage > 0 for candidate in chosen)
+        return self.method != "off" and self.data is not None and lossy
 
     @property
     def samples(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onnxcompress.latency.interleave import Budget, Loadable, Timing, interleaved
+from onnxcompress.latency.interleave import Budget, Loadable, QuietHours, Timing, interleaved
 from onnxcompress.runtime import Array, Execution
 from onnxcompress.verify.bootstrap import bootstrap_ratio, bootstrap_statistic
 from onnxcompress.verify.intervals import Estimate
@@ -48,10 +48,25 @@ def race(
     *,
     seed: int,
     budget: Budget | None = None,
+    quiet: QuietHours | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Race:
-    """Time models in alternating rounds, one live session at a time."""
-    timings = interleaved(models, feeds, execution, budget=budget, progress=progress)
+    """Time models in alternating rounds, one live session at a time.
+
+    Args:
+        models: what to time; the first one is the reference.
+        feeds: one set of inputs for all models, or one for each.
+        execution: provider, threads.
+        seed: of the bootstrap.
+        budget: how long to measure.
+        quiet: what is known of the reference's times on a quiet machine.
+        progress: called with (rounds done, rounds in all).
+    """
+
+    def take() -> list[Timing]:
+        return interleaved(models, feeds, execution, budget=budget, progress=progress)
+
+    timings = (quiet or QuietHours()).measure(take)
     first = timings[0].round_medians
     ratios = tuple(bootstrap_ratio(first, t.round_medians, seed=seed) for t in timings)
     return Race(tuple(Latency(timing, seed) for timing in timings), ratios)

@@ -11,7 +11,7 @@ import onnx
 from onnxcompress.analyse.facts import Facts, analyse
 from onnxcompress.analyse.sizes import random_feeds
 from onnxcompress.graph.cost import Cost
-from onnxcompress.latency.interleave import Budget
+from onnxcompress.latency.interleave import Budget, QuietHours
 from onnxcompress.load.checks import check_structure, check_values
 from onnxcompress.runtime import Execution
 from onnxcompress.verify.accuracy import Accuracy, Bounds
@@ -96,6 +96,7 @@ def verify(
     file_bytes: int,
     seed: int,
     budget: Budget | None = None,
+    quiet: QuietHours | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verdict:
     """Measure and judge a rewritten model against the original as it was given.
@@ -110,6 +111,7 @@ def verify(
         file_bytes: size of the original's file.
         seed: for bootstrap intervals and random inputs.
         budget: how long to time.
+        quiet: what is known of the original's times on a quiet machine.
         progress: called with rounds of timing done.
 
     Raises:
@@ -119,7 +121,15 @@ def verify(
     check_values(result)
     sizes = facts.sizes
     feeds = random_feeds(original, sizes, seed=seed)
-    timed = race([original, result], feeds, execution, seed=seed, budget=budget, progress=progress)
+    timed = race(
+        [original, result],
+        feeds,
+        execution,
+        seed=seed,
+        budget=budget,
+        quiet=quiet,
+        progress=progress,
+    )
     memory = [peak_memory_bytes(model, sizes, execution) for model in (original, result)]
     costs = [facts.total(), analyse(result, sizes).total()]
     octets = [file_bytes, result.ByteSize()]
