@@ -217,5 +217,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whole jobs time hardly anything, and measure no memory."""
     brief = interleave.Budget(rounds=2, seconds=0.0, min_runs=1, warmup_runs=1)
     monkeypatch.setattr(interleave, "Budget", lambda **_options: brief)
+    monkeypatch.setattr("onnxcompress.groundwork._WHOLE", brief)
+    monkeypatch.setattr("onnxcompress.targeting._BRIEF", brief)
     monkeypatch.setattr("onnxcompress.verify.verdict.peak_memory_bytes", lambda *_: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

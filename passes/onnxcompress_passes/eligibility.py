@@ -13,6 +13,9 @@ from onnxcompress.graph.editor import PROVENANCE_KEY
 from onnxcompress.graph.spec import ConvSpec, DenseSpec
 from onnxcompress.graph.view import FLOATING_TYPES
 
+_WHOLE = frozenset({"exact"})
+"""Passes whose layers are no factors of others, but layers like any that were exported."""
+
 QUANTISED = frozenset({"QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm"})
 
 
@@ -23,7 +26,7 @@ def reason_to_leave(facts: Facts, layer: ConvSpec | DenseSpec) -> str:
         return "excluded by the user"
     proto = facts.view.nodes[node]
     for entry in proto.metadata_props:
-        if entry.key == PROVENANCE_KEY:
+        if entry.key == PROVENANCE_KEY and entry.value not in _WHOLE:
             return f"made by pass {entry.value}: it is a factor already"
     tensor = facts.view.initializers[weight]
     if tensor.data_type not in FLOATING_TYPES:

@@ -99,7 +99,7 @@ def test_nothing_is_left_to_say(branches: Any) -> None:
     """Once the outputs are lost, no order of the rest means anything."""
     made = Made(ALONE, {frozenset("bc"): 100.0}, repaired=1.0)
     assert path(made, branches) == "bda" + "c"
-    made = Made({name: 2.0 for name in "abcd"}, repaired=1.0)
+    made = Made(dict.fromkeys("abcd", 2.0), repaired=1.0)
     assert len(path(made, branches)) == 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from onnxcompress.graph.cost import Cost
 from onnxcompress.plan.contract import Candidate
-from onnxcompress.plan.measured import for_measured_targets, with_or_without_branches
+from onnxcompress.plan.measured import along_path, for_measured_targets
 from onnxcompress.plan.probes import predicted
 from onnxcompress.plan.search import Baseline, Choice, Outcome
 
@@ -120,47 +119,89 @@ def test_several_targets_at_once(fine: Sites) -> None:
     assert 0.94 * 24_000 <= left["size"] <= 0.95 * 24_000
 
 
-@pytest.mark.parametrize("branch_error", [0.1, 0.9])
-def test_a_trial_decides_on_branches(offer: Offer, branch_error: float) -> None:
-    branch = dataclasses.replace(offer("branch", 0, (9000, 1, 4), 0.0), removes=("x",))
-    sites = [[branch], [offer("a", 1, (8000, 1, 4), 0.5)]]
-    asked: list[list[str]] = []
+def test_what_is_given_counts(fine: Sites) -> None:
+    """A branch that is taken anyway saves its share, and stands in front."""
+    given = fine[0][-1]
 
-    def choose(given: Any, damages: Any) -> Choice:
-        assert [len(offers) for offers in given] == [len(errors) for errors in damages]
-        return Choice(tuple(offers[0] for offers in given)[:1], ())
+    def measure(chosen: Sequence[Candidate[Any]]) -> dict[str, float]:
+        return {"macs": 10_000.0 - sum(c.saving.macs for c in chosen)}
 
-    def trial(chosen: Any, *, probe: bool = False) -> Outcome:
-        asked.append(names(chosen))
-        return Outcome(True, branch_error if chosen[0] is branch else 0.5, "")
+    choice = for_measured_targets(
+        fine[1:],
+        {"macs": 0.8},
+        BASELINE,
+        {},
+        predicted(fine[1:]),
+        slack={},
+        margins={},
+        measure=measure,
+        given=(given,),
+    )
+    assert choice.chosen[0] is given
+    assert choice.meets
+    assert 7_950 <= measure(choice.chosen)["macs"] <= 8_000
+    assert any("macs 0.7" in note or "macs 0.8" in note for note in choice.notes)
 
-    found = with_or_without_branches(sites, predicted(sites), choose, trial)
-    assert names(found.chosen) == (["branch0"] if branch_error < 0.5 else ["a1"])
-    assert asked == [["branch0"], ["a1"]]
-    # Where no branch is chosen there is nothing to weigh.
-    asked.clear()
-    found = with_or_without_branches(sites[1:], predicted(sites[1:]), choose, trial)
-    assert (names(found.chosen), asked) == (["a1"], [])
 
+def test_what_is_given_is_enough(offer: Offer) -> None:
+    """Nothing else is rewritten then; and without anything there is nothing to measure."""
+    branch, other = offer("branch", 0, (9000, 1, 4), 0.0), offer("a", 1, (8000, 1, 4), 0.5)
 
-def test_a_target_that_only_branches_reach(offer: Offer) -> None:
-    """However much better the careful choice looks, it is no choice if it misses the target."""
-    narrow = [offer("n", 1, (500, 50, 200), 0.1)]
-    branch = [dataclasses.replace(offer("b", 0, (4000, 400, 1600), 0.5), removes=("b",))]
-
-    def choose(sites: Any, damages: Any) -> Choice:
-        def measure(chosen: Sequence[Candidate[Any]]) -> dict[str, float]:
-            return {"macs": 10_000.0 - sum(c.saving.macs for c in chosen)}
-
+    def choose(*given: Candidate[Any]) -> Choice:
         return for_measured_targets(
-            sites, {"macs": 0.7}, BASELINE, {}, damages, slack={}, margins={}, measure=measure
+            [[other]],
+            {"macs": 0.5 if given else 1.0},
+            BASELINE,
+            {},
+            [[0.5]],
+            slack={},
+            margins={},
+            measure=lambda chosen: {"macs": 10_000.0 - sum(c.saving.macs for c in chosen)},
+            given=given,
         )
 
-    def trial(chosen: Sequence[Candidate[Any]], *, probe: bool = False) -> Outcome:
-        removes = any(c.removes for c in chosen)
-        return Outcome(ok=True, error=9.0 if removes else 0.1, words="")
+    assert choose(branch).chosen == (branch,)
+    assert choose().chosen == ()
 
-    assert not choose([narrow], predicted([narrow])).meets
-    found = with_or_without_branches([narrow, branch], predicted([narrow, branch]), choose, trial)
-    assert found.meets
-    assert names(found.chosen) == ["b0"]
+
+class Path:
+    """Errors of choices that begin with so many candidates of a path."""
+
+    def __init__(self, offer: Offer, errors: Sequence[float], *, able: int = 0) -> None:
+        self.path = tuple(offer(f"p{at}", 0, (100, 1, 4), 0.1) for at in range(len(errors) - 1))
+        self.other = offer("other", 1, (100, 1, 4), 0.1)
+        self.errors, self.able = errors, able
+        self.tried: list[int] = []
+
+    def choose(self, gone: Sequence[Candidate[Any]]) -> Choice:
+        return Choice((*gone, self.other), (), meets=len(gone) >= self.able)
+
+    def trial(self, chosen: Sequence[Candidate[Any]], *, probe: bool = False) -> Outcome:
+        assert not probe
+        self.tried.append(len(chosen) - 1)
+        return Outcome(True, self.errors[len(chosen) - 1], "")
+
+    def best(self) -> int:
+        return len(along_path(self.path, self.choose, self.trial).chosen) - 1
+
+
+def test_the_least_error_along_a_path(offer: Offer) -> None:
+    """Two candidates beside the best of the first ones are tried as well, none twice."""
+    errors = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.35, 0.5, 0.6]
+    path = Path(offer, errors)
+    assert path.best() == 7
+    assert sorted(path.tried) == [0, 2, 4, 5, 6, 7, 8, 10]
+
+
+def test_the_end_of_a_path(offer: Offer) -> None:
+    assert Path(offer, [0.9, 0.7, 0.5, 0.4, 0.1, 0.05]).best() == 5
+
+
+def test_a_target_that_only_long_paths_reach(offer: Offer) -> None:
+    """However much better the careful choice looks, it is no choice if it misses the target."""
+    assert Path(offer, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], able=4).best() == 4
+
+
+def test_no_path(offer: Offer) -> None:
+    choice = along_path((), lambda gone: Choice(tuple(gone), ()), lambda *_, **__: None)
+    assert choice.chosen == ()

@@ -1,0 +1,52 @@
+"""Measurements that a busy machine spoils are taken again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from onnxcompress.latency.interleave import QuietHours, Timing
+
+
+class Machine:
+    """Answers with one time of the reference after the other."""
+
+    def __init__(self, times: Sequence[float]) -> None:
+        self.times = list(times)
+        self.taken = 0
+
+    def __call__(self) -> list[Timing]:
+        ms = self.times[self.taken]
+        self.taken += 1
+        return [Timing(((ms,), (ms,), (ms,))), Timing(((float(self.taken),),) * 3)]
+
+
+@pytest.mark.parametrize(
+    ("best", "times", "taken", "counts"),
+    [
+        # Nothing is known yet: the first measurement sets the standard.
+        (float("inf"), [5.0, 1.0], 1, 1),
+        (4.0, [4.3], 1, 1),
+        (4.0, [6.0, 4.2], 2, 2),
+        # Never quiet: the quietest counts.
+        (4.0, [6.0, 5.0, 7.0, 8.0], 4, 2),
+        # Quieter than ever: that is the new standard.
+        (4.0, [6.0, 3.0], 2, 2),
+    ],
+)
+def test_taken_again(best: float, times: list[float], taken: int, counts: int) -> None:
+    hours, machine = QuietHours(), Machine(times)
+    hours.best = best
+    found = hours.measure(machine)
+    assert machine.taken == taken
+    assert found[1].p50 == counts
+    assert hours.best == min(best, *times[:taken])
+
+
+def test_the_standard_is_kept() -> None:
+    hours = QuietHours()
+    hours.measure(Machine([2.0]))
+    late = Machine([3.0, 3.1, 2.9, 3.2])
+    assert hours.measure(late)[0].p50 == 2.9
+    assert late.taken == 4
