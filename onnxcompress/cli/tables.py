@@ -101,7 +101,10 @@ def _sortable(value: Any) -> float:
 def _changed(report: Mapping[str, Any], console: Console) -> None:
     rows = report["layers"]
     done = [row for row in rows if row["pass"]]
-    console.print(f"{len(done)} of {len(rows)} layers rewritten; the report says why the rest stay")
+    exact = f"{len(report['exact'])} exact rewrites; " if report["exact"] else ""
+    console.print(
+        f"{exact}{len(done)} of {len(rows)} layers rewritten; the report says why the rest stay"
+    )
 
 
 def layers(rows: Sequence[Mapping[str, Any]], console: Console) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +15,57 @@ from onnxcompress.plan.contract import Pass
 from onnxcompress.plan.registry import make_pass, parse_pass, pass_class, registered
 
 BALANCED = "balanced"
+_FOLDER = "recipes"
+
+
+def named() -> dict[str, Traversable]:
+    """The recipes that come along, by name: YAML files to read and to copy."""
+    found = {
+        entry.name.removesuffix(".yaml"): entry
+        for entry in files("onnxcompress").joinpath(_FOLDER).iterdir()
+        if entry.name.endswith(".yaml")
+    }
+    return dict(sorted(found.items()))
 
 
 def recipe(name: str) -> tuple[Pass[Any], ...]:
     """The passes of a recipe.
 
     Args:
-        name: `balanced` (every registered pass that does not ask to be left out, with its
-            defaults), or the path of a YAML file with a list `passes`, each entry
-            `NAME[:key=value,...]` or a mapping of one name to its options.
+        name: one of `named()`, or the path of a YAML file with a list `passes`, each entry
+            `NAME[:key=value,...]` or a mapping of one name to its options; with `others: true`
+            every other installed pass that asks to be in `balanced` comes behind them.
 
     Raises:
         UsageError: unknown recipe, or a file that is not one.
     """
-    if name == BALANCED:
-        return tuple(make_pass(name) for name in registered() if pass_class(name).in_balanced)
-    path = Path(name)
-    if path.suffix not in {".yaml", ".yml"}:
-        raise UsageError(f"recipe '{name}' is unknown: give {BALANCED}, or a .yaml file")
+    known = named()
+    path: Traversable = Path(name)
+    if name in known:
+        path = known[name]
+    elif not name.endswith((".yaml", ".yml")):
+        raise UsageError(f"recipe '{name}' is unknown: give {', '.join(known)}, or a .yaml file")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"recipe '{name}' cannot be read: {reason}") from error
     entries = values.get("passes") if isinstance(values, dict) else None
     if not isinstance(entries, list) or not entries:
         raise UsageError(f"recipe '{name}' has no list 'passes'")
-    return tuple(_one(entry, name) for entry in entries)
+    unknown = sorted(map(str, set(values) - {"passes", "others"}))
+    if unknown or type(values.get("others", False)) is not bool:
+        what = unknown[0] if unknown else "others"
+        raise UsageError(f"recipe '{name}': '{what}' is neither 'passes' nor 'others: true|false'")
+    passes = tuple(_one(entry, name) for entry in entries)
+    return (*passes, *_others(passes)) if values.get("others") else passes
+
+
+def _others(passes: tuple[Pass[Any], ...]) -> Iterator[Pass[Any]]:
+    taken = {one.name for one in passes}
+    for name in registered():
+        if name not in taken and pass_class(name).in_balanced:
+            yield make_pass(name)
 
 
 def _one(entry: object, where: str) -> Pass[Any]:

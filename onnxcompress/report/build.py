@@ -87,6 +87,7 @@ def build_report(
             {"pass": p.pass_name, "relative_error": p.error, "samples": p.samples} for p in proofs
         ],
         "repair": repair_summary(repaired, repair),
+        "exact": exact_rewrites(plan, timings),
         "layers": layer_table(facts, plan, timings, result),
         "refusals": [
             {"pass": r.pass_name, "node": r.node, "reason": r.reason} for r in plan.refusals
@@ -124,6 +125,24 @@ def repair_summary(repaired: Repaired | None, mender: Mender | None) -> dict[str
         "left": dict(repaired.left),
         "notes": repaired.shortages(),
     }
+
+
+def exact_rewrites(plan: Plan, timings: Mapping[Key, LayerTiming]) -> list[dict[str, Any]]:
+    """What was done before anything lossy, with the ratio by which the network's time changed."""
+    rows = []
+    for number, one in enumerate(plan.first, 1):
+        for candidate in one:
+            timing = timings.get(candidate_key(candidate))
+            rows.append(
+                {
+                    "node": candidate.site.node,
+                    "pass": candidate.site.pass_name,
+                    "round": number,
+                    "setting": candidate.to_dict()["setting"],
+                    "latency_ratio": timing.ratio if timing is not None else None,
+                }
+            )
+    return rows
 
 
 def _costs(result: onnx.ModelProto, facts: Facts) -> dict[str, Cost]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from onnxcompress.errors import PassError, UsageError
-from onnxcompress.plan import registry
-from onnxcompress.plan.recipes import recipe
+from onnxcompress.plan import recipes, registry
+from onnxcompress.plan.recipes import named, recipe
 from onnxcompress.plan.registry import make_pass, options, parse_pass, pass_class, registered
 
 
@@ -99,14 +99,44 @@ def test_nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         make_pass("svd")
 
 
-def test_balanced_is_every_pass_that_needs_no_asking() -> None:
-    made = recipe("balanced")
-    names = [name for name in registered() if pass_class(name).in_balanced]
-    assert [p.name for p in made] == names
-    assert {"svd", "tucker2"} <= set(names)
-    # Until something repairs what pruning costs, it is for those who ask for it.
+def test_balanced() -> None:
+    """Its own passes in their order, then every other that needs no asking."""
+    names = [p.name for p in recipe("balanced")]
+    assert names[:4] == ["exact", "lnr", "tucker2", "svd"]
+    rest = [n for n in registered() if pass_class(n).in_balanced and n not in names[:4]]
+    assert names[4:] == rest
+    # Two passes that remove channels of the same groups are for those who ask for both.
     assert "prune" not in names
-    assert made == tuple(pass_class(name)() for name in names)
+
+
+def test_others_come_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = {**registered(), "math": EntryPoint("math", "math:pi", registry.GROUP)}
+    genuine = registry.pass_class
+
+    class Third(pass_class("svd")):  # type: ignore[misc]
+        name = "math"
+
+    monkeypatch.setattr(recipes, "registered", lambda: entries)
+    for module in (recipes, registry):
+        find = lambda n: Third if n == "math" else genuine(n)  # noqa: E731
+        monkeypatch.setattr(module, "pass_class", find)
+    assert [p.name for p in recipe("balanced")][4:] == ["math"]
+    assert "math" not in [p.name for p in recipe("fast")]
+
+
+@pytest.mark.parametrize("name", named())
+def test_recipes_that_come_along(name: str, tmp_path: Path) -> None:
+    """A copy of the file is the same recipe."""
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(named()[name].read_text())
+    assert recipe(str(copy)) == recipe(name)
+    assert recipe(name)[0].name == "exact"
+
+
+def test_every_name_is_offered() -> None:
+    assert list(named()) == ["balanced", "fast", "smallest"]
+    with pytest.raises(UsageError, match="balanced, fast, smallest"):
+        recipe("aggressive")
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".yml"])
@@ -125,7 +155,8 @@ def test_written_recipes(tmp_path: Path, suffix: str) -> None:
     "text",
     [
         "", "[]", "passes:", "passes: svd", "passes: {svd: 1}", "passes: [[svd]]",
-        "passes: [{svd: 1}]", "passes: [{a: {}, b: {}}]", "passes: [", "passes: [{svd: {1: 2}}]",
+        "passes: [{svd: 1}]", "{passes: [svd], other: true}", "{passes: [svd], others: 1}",
+        "passes: [{a: {}, b: {}}]", "passes: [", "passes: [{svd: {1: 2}}]",
     ],
 )  # fmt: skip
 def test_files_that_are_no_recipes(tmp_path: Path, text: str) -> None:
