@@ -136,6 +136,7 @@ class Targeting:
         if any(verdict.remaining(k) > fraction - _FAR for k, fraction in self._targets.items()):
             return False
         self._believe(verdict, chosen)
+        self._length = None
         return bool(self._targets)
 
     def _believe(self, verdict: Verdict, chosen: Chosen) -> None:

@@ -25,7 +25,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_arguments: Any) -> None:
         pytest.fail("the work began although OUT cannot be written")
 
-    monkeypatch.setattr("onnxcompress.pipeline.read_source", load)
+    monkeypatch.setattr("onnxcompress.preparation.read_source", load)
 
 
 @pytest.mark.usefixtures("no_work")

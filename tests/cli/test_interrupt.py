@@ -22,7 +22,7 @@ def pause(*arguments, **options):
 """
 # What is replaced by a pause, and the options that lead there.
 STAGES = {
-    "load": ("import onnxcompress.pipeline as m; m.canonicalise = pause", FORM),
+    "load": ("import onnxcompress.preparation as m; m.canonicalise = pause", FORM),
     "measure layers": ("import onnxcompress.planning as m; m.gate = pause", ("--pass", "svd")),
     "verify": ("import onnxcompress.pipeline as m; m.verify = pause", FORM),
     "write": ("import os; os.fsync = pause", FORM),

@@ -34,12 +34,12 @@ class Kind:
 
     Attributes:
         find: every occasion in a graph with its shapes.
-        apply: carries one out; reads constants from `edit.model`.
+        apply: carries one out on a graph that a view shows as it is now.
         words: what becomes of the nodes, for tables.
     """
 
     find: Callable[[GraphView, Shapes], Iterator[Finding]]
-    apply: Callable[[Editor, Sequence[str]], None]
+    apply: Callable[[Editor, Sequence[str], GraphView], None]
     words: str
 
 

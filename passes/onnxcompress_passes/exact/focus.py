@@ -72,8 +72,7 @@ def _phase(
     return tensor, tuple(kept.get(axis, Grid()) for axis in range(2, rank)), tuple(names)
 
 
-def _apply(edit: Editor, names: Sequence[str]) -> None:
-    view = GraphView(edit.model)
+def _apply(edit: Editor, names: Sequence[str], view: GraphView) -> None:
     shapes: Shapes = {
         value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
         for value in view.model.graph.value_info

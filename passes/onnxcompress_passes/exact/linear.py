@@ -95,8 +95,7 @@ def _constant(view: GraphView, *layers: ConvSpec | DenseSpec) -> bool:
     return len(kinds) == 1 and kinds <= FLOATING_TYPES and whole and vectors
 
 
-def _apply(edit: Editor, names: Sequence[str]) -> None:
-    view = GraphView(edit.model)
+def _apply(edit: Editor, names: Sequence[str], view: GraphView) -> None:
     one, two = (view.nodes[name] for name in names)
     merge = _merged_convolutions if one.op_type == "Conv" else _merged_dense
     op, attrs, weight, bias = merge(one, two, view)

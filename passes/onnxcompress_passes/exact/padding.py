@@ -30,8 +30,7 @@ def _find(view: GraphView, _: Shapes) -> Iterator[Finding]:
             yield Finding(node.name, (node.name, use.node.name))
 
 
-def _apply(edit: Editor, names: Sequence[str]) -> None:
-    view = GraphView(edit.model)
+def _apply(edit: Editor, names: Sequence[str], view: GraphView) -> None:
     pad, conv = (edit.node(name) for name in names)
     around = margins(view.nodes[names[0]], view)
     if around is None:

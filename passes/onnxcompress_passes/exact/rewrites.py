@@ -40,6 +40,9 @@ KINDS: dict[str, Kind] = {
 }
 """Kinds that look at a few nodes each; where two find the same node, the first has it."""
 
+_READS_WEIGHTS = frozenset({"linear", "padding"})
+"""Kinds that take the numbers of channels from weights as they are, not from recorded shapes."""
+
 CHANNELS = "channels"
 _BLOCKS = (16, 8, 4)
 """Widths that the kernels of processors work in: where all idle channels go, one may be missed."""
@@ -103,16 +106,12 @@ class Exact(Pass[ExactRewrite]):
         self.rewrite_together([candidate], edit)
 
     def rewrite_together(self, candidates: Sequence[Candidate[ExactRewrite]], edit: Editor) -> None:
-        """Carry out several, of which no two touch the same node.
+        """Carry out several: channels first, then everything else on what is left.
 
         Raises:
             ModelError: the graph lost channels already.
-            ValueError: two rewrites touch the same node, or one does not fit the graph.
+            ValueError: one does not fit the graph, or moves channels of which some go.
         """
-        names = [name for c in candidates for name in c.touches if c.setting.kind != CHANNELS]
-        others = {name for c in candidates for name in c.touches if c.setting.kind == CHANNELS}
-        if len(set(names)) < len(names) or others & set(names):
-            raise ValueError("two exact rewrites touch the same node: they take two rounds")
         idle = {
             c.setting.nodes[0]: Idle(c.setting.gone, c.setting.into)
             for c in candidates
@@ -124,9 +123,13 @@ class Exact(Pass[ExactRewrite]):
             merged(edit, coupling, Facts(GraphView(edit.model), {}), idle)
             view = GraphView(edit.finish())
             apply_edits(plan_cuts(view, coupling, {n: i.gone for n, i in idle.items()}), edit)
-        for candidate in candidates:
-            if candidate.setting.kind != CHANNELS:
-                KINDS[candidate.setting.kind].apply(edit, candidate.setting.nodes)
+        rest = [candidate.setting for candidate in candidates if candidate.setting.kind != CHANNELS]
+        cut = {name for c in candidates if c.setting.kind == CHANNELS for name in c.touches}
+        if any(cut & set(setting.nodes) for setting in rest if setting.kind not in _READS_WEIGHTS):
+            raise ValueError("nodes that lose channels are written anew: that takes two rounds")
+        view = GraphView(edit.finish() if idle and rest else edit.model)
+        for setting in rest:
+            KINDS[setting.kind].apply(edit, setting.nodes, view)
 
     def reference(self, candidates: Sequence[Candidate[ExactRewrite]], edit: Editor) -> bool:
         """The original as it is."""
@@ -176,7 +179,7 @@ class Exact(Pass[ExactRewrite]):
             nodes = [facts.view.nodes[name] for name in setting.nodes]
             before = with_value_info(extract_nodes(facts.view, nodes, facts.shapes()))
             editor = Editor(before)
-            KINDS[setting.kind].apply(editor, setting.nodes)
+            KINDS[setting.kind].apply(editor, setting.nodes, GraphView(before))
             return before, with_value_info(editor.finish())
 
         return facts.recall(("exact", setting), make)

@@ -69,8 +69,7 @@ def _read(
     return kept, (before, after)
 
 
-def _apply(edit: Editor, names: Sequence[str]) -> None:
-    view = GraphView(edit.model)
+def _apply(edit: Editor, names: Sequence[str], view: GraphView) -> None:
     read = _read(view, names, {})
     source = edit.node(names[0]).inputs[0]
     last = edit.node(names[-1])

@@ -51,8 +51,7 @@ def _order(values: object) -> Sequence[object]:
     return values if isinstance(values, Sequence) else ()
 
 
-def _apply(edit: Editor, names: Sequence[str]) -> None:
-    view = GraphView(edit.model)
+def _apply(edit: Editor, names: Sequence[str], view: GraphView) -> None:
     middle = view.nodes[names[1]]
     mode = _MODES[tuple(int(str(v)) for v in _order(attributes(middle)["perm"]))]
     sizes = [int(v) for v in view.array(view.nodes[names[0]].input[1])]
