@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from onnxcompress.analyse.sizes import random_feeds
 from onnxcompress.config import Config
 from onnxcompress.errors import ModelError, UsageError
 from onnxcompress.graph.memo import Memo
+from onnxcompress.journal import Journal, choice_name
 from onnxcompress.latency.interleave import Budget, interleaved
 from onnxcompress.latency.table import LatencyTable, LayerTiming
 from onnxcompress.plan.channels.known import remember_coupling
@@ -64,6 +66,7 @@ def lay_groundwork(
     owners: Sequence[Pass[Any]],
     config: Config,
     feeds: Feeds,
+    journal: Journal,
     progress: Progress,
 ) -> Groundwork:
     """Carry out the passes that go first.
@@ -73,6 +76,7 @@ def lay_groundwork(
         owners: all passes of the job.
         config: says whether rewrites are timed, and where layer timings are kept.
         feeds: inputs to prove rewrites on.
+        journal: keeps what was timed.
         progress: told what happens.
     """
     firsts = {owner.name: owner for owner in owners if owner.goes_first}
@@ -89,7 +93,12 @@ def lay_groundwork(
         options = collect(facts, list(firsts.values()))
         if table is not None:
             offers = _widths(options, facts, firsts, table, memo)
-            timed = _timed(facts, offers, firsts, config, memo, progress)
+            take = partial(_timed, facts, offers, firsts, config, memo, progress)
+            times = journal.recall(f"exact {len(rounds)} {choice_name(offers)}", take)
+            timed = [
+                (candidate, LayerTiming(tuple(without), tuple(own)))
+                for candidate, (without, own) in zip(offers, times, strict=True)
+            ]
             timings |= {candidate_key(c): timing for c, timing in timed}
             quicker = [(timing.saved_ms, c) for c, timing in timed if timing.faster]
             chosen = _apart([c for _, c in sorted(quicker, key=lambda one: -one[0])])
@@ -194,8 +203,8 @@ def _timed(
     config: Config,
     memo: Memo,
     progress: Progress,
-) -> list[tuple[Candidate[Any], LayerTiming]]:
-    """Every candidate with the times of the whole network without and with it, side by side.
+) -> list[tuple[list[float], list[float]]]:
+    """For every candidate the times of the whole network without and with it, side by side.
 
     Many candidates are timed kind by kind.
     """
@@ -213,12 +222,9 @@ def _timed(
     before, *after = interleaved(
         [facts.model, *models], feeds, config.execution, budget=_WHOLE, progress=progress.step
     )
-    times = [tuple(map(float, timing.round_medians)) for timing in (before, *after)]
-    return [
-        (candidate, LayerTiming(times[0], own))
-        for one, own in zip(sets, times[1:], strict=True)
-        for candidate in one
-    ]
+    times = [timing.round_medians.tolist() for timing in (before, *after)]
+    own = {id(c): ms for one, ms in zip(sets, times[1:], strict=True) for c in one}
+    return [(times[0], own[id(candidate)]) for candidate in candidates]
 
 
 def _cheaper(options: Options) -> list[Candidate[Any]]:

@@ -7,6 +7,7 @@ tighter bound, because networks know their training images by heart and lose les
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
@@ -15,6 +16,7 @@ from onnxcompress.analyse.facts import Need
 from onnxcompress.errors import ModelError
 from onnxcompress.graph.digest import model_digest
 from onnxcompress.graph.memo import Memo
+from onnxcompress.journal import choice_name
 from onnxcompress.latency.interleave import QuietHours
 from onnxcompress.latency.table import LatencyTable, LayerTiming
 from onnxcompress.plan.channels.known import remember_coupling
@@ -33,8 +35,10 @@ from onnxcompress.plan.search import (
     within_bound,
     within_budget,
 )
+from onnxcompress.plan.stored import read_options, stored_options
 from onnxcompress.preparation import Prepared
 from onnxcompress.progress import Progress
+from onnxcompress.report.write import write_model
 from onnxcompress.rewrite.manager import Rewritten
 from onnxcompress.rewrite.mender import Mender
 from onnxcompress.rewrite.repair import Repaired
@@ -89,6 +93,7 @@ class Planner:
             self.memo,
             config,
             self.mender,
+            prepared.journal,
         )
         self._targeting = Targeting(prepared, self.passes, self.memo, self._trial, progress)
         remember_facts(facts, self.memo)
@@ -136,6 +141,21 @@ class Planner:
 
     def repaired(self, rewritten: Rewritten) -> Repaired | None:
         """The rewritten model repaired; None where there is nothing to repair or nothing gained."""
+        journal = self._prepared.journal
+        name = choice_name(rewritten.applied)
+        path = journal.file(f"{name}.onnx")
+        if path is None:
+            return self._fitted(rewritten)
+        if not path.exists():
+            found = self._fitted(rewritten)
+            if found is not None:
+                journal.recall(f"repaired {name}", found.findings)
+                write_model(found.model, path)
+            return found
+        findings = journal.recall(f"repaired {name}", dict)
+        return Repaired.found(onnx.load(path), findings) if findings else None
+
+    def _fitted(self, rewritten: Rewritten) -> Repaired | None:
         found = self.mender(rewritten.model, rewritten.applied)
         if found is None:
             return None
@@ -188,8 +208,15 @@ class Planner:
         """Candidates per site, timed when the gate is on; collected once."""
         if self._options is not None:
             return self._options
-        options = collect(self._facts, self._owners)
         self._remember_coupling()
+        found = self._prepared.journal.recall("options", self._collected)
+        self._options, self.timings = read_options(found, self.passes)
+        return self._options
+
+    def _collected(self) -> dict[str, Any]:
+        """Candidates per site and their timings, as plain values."""
+        options = collect(self._facts, self._owners)
+        timings: Mapping[Key, LayerTiming] = {}
         if self._config.gated:
             self._progress.stage("measure layers")
             gated = gate(
@@ -200,13 +227,12 @@ class Planner:
                 memo=self.memo,
                 progress=self._progress.step,
             )
-            options, self.timings = gated.options, dict(gated.timings)
+            options, timings = gated.options, gated.timings
             for note in self._table.notes:
                 self._progress.note(note)
         elif self._config.targets or self._plans_by_data():
             options = with_savings(options)
-        self._options = options
-        return options
+        return stored_options(options, timings)
 
     def _choose(self, options: Options) -> Choice:
         sites = options.sites
@@ -234,8 +260,11 @@ class Planner:
             self._damages = predicted(options.sites)
             if self._plans_by_data():
                 self._progress.stage("probe layers")
-                self._damages = expected_errors(
-                    options.sites, self._trial, progress=self._progress.step
+                self._damages = self._prepared.journal.recall(
+                    "probes",
+                    lambda: expected_errors(
+                        options.sites, self._trial, progress=self._progress.step
+                    ),
                 )
                 self._progress.stage("plan")
         return self._damages

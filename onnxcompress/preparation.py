@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
+
+import onnxruntime
 
 from onnxcompress.analyse.facts import Facts, analyse
 from onnxcompress.analyse.sizes import random_feeds, representative_sizes
 from onnxcompress.calibrate.collectors import with_collectors
 from onnxcompress.calibrate.inputs import Inputs, open_inputs
 from onnxcompress.config import Config
+from onnxcompress.graph.digest import model_digest
 from onnxcompress.groundwork import Groundwork, lay_groundwork, replay_groundwork
+from onnxcompress.journal import Journal
 from onnxcompress.load.canonical import Canonical, canonicalise
 from onnxcompress.load.source import ModelSource, Source, read_source
 from onnxcompress.load.trust import trusted
 from onnxcompress.plan.contract import Pass
-from onnxcompress.plan.plan import Plan, read_plan
+from onnxcompress.plan.plan import Plan, described, read_plan
 from onnxcompress.progress import Progress
-from onnxcompress.runtime import Array, open_session
+from onnxcompress.runtime import Array, device_name, open_session
 from onnxcompress.verify.metrics import parse_metric
 
 _PROOF_SAMPLES = 8
@@ -38,6 +43,7 @@ class Prepared:
         passes: the passes of the job, or of the plan that is replayed.
         replay: the plan that is replayed, if one is.
         config: what was asked.
+        journal: what a run before has found, and this one finds.
     """
 
     source: Source
@@ -49,6 +55,7 @@ class Prepared:
     passes: tuple[Pass[Any], ...]
     replay: Plan | None
     config: Config
+    journal: Journal
 
 
 def prepare(source: ModelSource, config: Config, progress: Progress) -> Prepared:
@@ -86,10 +93,13 @@ def prepare(source: ModelSource, config: Config, progress: Progress) -> Prepared
     for note in canonical.notes:
         progress.note(note)
     samples = proof_feeds(original, inputs, config)
+    journal = Journal(config.run, _context(original, inputs, passes, config))
+    if journal.known:
+        progress.note(f"going on in '{config.run}': {journal.known} findings are there already")
     if replay is not None:
         groundwork = replay_groundwork(original, replay.first, passes, config, samples)
     else:
-        groundwork = lay_groundwork(original, passes, config, samples, progress)
+        groundwork = lay_groundwork(original, passes, config, samples, journal, progress)
     facts = original
     if groundwork.rounds:
         facts = analyse(groundwork.model, sizes, excluded=original.excluded)
@@ -104,7 +114,40 @@ def prepare(source: ModelSource, config: Config, progress: Progress) -> Prepared
             progress=progress,
         )
     return Prepared(
-        given, canonical, inputs, original, groundwork, facts, tuple(passes), replay, config
+        given,
+        canonical,
+        inputs,
+        original,
+        groundwork,
+        facts,
+        tuple(passes),
+        replay,
+        config,
+        journal,
+    )
+
+
+def _context(facts: Facts, inputs: Inputs, passes: Sequence[Pass[Any]], config: Config) -> str:
+    """Everything that findings depend on; nothing is kept without a folder to keep it in."""
+    if config.run is None:
+        return ""
+    names = ("targets", "max_drop", "min_snr", "confidence", "metric", "gated", "repair", "samples")
+    both = (inputs.calibration, inputs.verdict)
+    return repr(
+        [
+            version("onnxcompress"),
+            onnxruntime.__version__,
+            device_name(config.execution),
+            config.execution,
+            model_digest(facts.model),
+            sorted(facts.sizes.items()),
+            sorted(facts.excluded),
+            described(passes),
+            config.plan.read_text(encoding="utf-8") if config.plan is not None else None,
+            [(name, getattr(config, name)) for name in names],
+            config.seed,
+            [data.fingerprint() if data is not None else None for data in both],
+        ]
     )
 
 

@@ -17,6 +17,7 @@ from onnxcompress.analyse.shapes import shapes_for
 from onnxcompress.analyse.sizes import random_feeds
 from onnxcompress.graph.cost import model_cost
 from onnxcompress.graph.memo import Memo
+from onnxcompress.journal import choice_name
 from onnxcompress.latency.interleave import Budget, QuietHours, Timing, interleaved
 from onnxcompress.latency.table import LayerTiming
 from onnxcompress.plan.branch_path import branch_path
@@ -28,7 +29,6 @@ from onnxcompress.plan.search import (
     Choice,
     Chosen,
     Damages,
-    Outcome,
     Sites,
     conflicts,
     savings,
@@ -73,7 +73,7 @@ class Targeting:
         self._targets = prepared.config.targets
         self._margins: dict[str, float] = {"latency": _NOISE}
         self._measured: dict[Chosen, dict[str, float]] = {}
-        self._outcomes: dict[Chosen, Outcome] = {}
+        self._epoch = 0
         self._path: Chosen | None = None
         self._length: int | None = None
         self.quiet = QuietHours()
@@ -94,7 +94,11 @@ class Targeting:
             return self._measured_choice(sites, damages, timings)
         barred = conflicts(sites)
         if self._path is None:
-            self._path = self._branches_in_order(sites, timings, branches, barred)
+            order = self._prepared.journal.recall(
+                f"path {sorted(self._targets.items())}",
+                lambda: self._branches_in_order(sites, timings, branches, barred),
+            )
+            self._path = tuple(next(c for c in sites[at] if c.removes) for at in order)
         place = {candidate: at for at in branches for candidate in sites[at]}
 
         def choose(gone: Chosen) -> Choice:
@@ -110,7 +114,7 @@ class Targeting:
         if self._length is not None:
             return choose(self._path[: self._length])
         self._progress.stage("weigh plans")
-        found = along_path(self._path, choose, self._tried, progress=self._progress.step)
+        found = along_path(self._path, choose, self._trial, progress=self._progress.step)
         self._length = sum(candidate in place for candidate in found.chosen)
         return found
 
@@ -144,6 +148,7 @@ class Targeting:
         if "latency" in self._targets:
             figures = self._measured.get(chosen)
             self._measured.clear()
+            self._epoch += 1
             self.__dict__.pop("_head_start", None)
             if figures is not None:
                 total = self._baseline.total("latency")
@@ -174,7 +179,8 @@ class Targeting:
         timings: Mapping[Key, LayerTiming],
         branches: list[int],
         barred: list[tuple[int, int]],
-    ) -> Chosen:
+    ) -> list[int]:
+        """The sites of branches in the order in which they go."""
         self._progress.stage("try branches")
         candidates = [next(c for c in sites[at] if c.removes) for at in branches]
         demands = {
@@ -199,7 +205,7 @@ class Targeting:
                 for kind, fraction in self._targets.items()
             )
 
-        return branch_path(
+        path = branch_path(
             candidates,
             worth.tolist(),
             apart,
@@ -207,19 +213,20 @@ class Targeting:
             enough,
             progress=self._progress.step,
         )
-
-    def _tried(self, chosen: Chosen, *, probe: bool = False) -> Outcome:
-        if probe or chosen not in self._outcomes:
-            self._outcomes[chosen] = self._trial(chosen, probe=probe)
-        return self._outcomes[chosen]
+        return [at[branch] for branch in path]
 
     def _remains(self, chosen: Chosen) -> dict[str, float]:
         """What is left of the network after a choice, measured: milliseconds, MACs, bytes, ..."""
         if chosen not in self._measured:
-            model = self._prepared.facts.model
-            model = rewrite(model, chosen, self._passes, memo=self._memo).model
-            self._measured[chosen] = self._figures(self._trial.mender.unfitted(model, chosen))
+            self._measured[chosen] = self._prepared.journal.recall(
+                f"figures {self._epoch} {choice_name(chosen)}", lambda: self._counted(chosen)
+            )
         return self._measured[chosen]
+
+    def _counted(self, chosen: Chosen) -> dict[str, float]:
+        model = self._prepared.facts.model
+        model = rewrite(model, chosen, self._passes, memo=self._memo).model
+        return self._figures(self._trial.mender.unfitted(model, chosen))
 
     def _figures(self, model: onnx.ModelProto) -> dict[str, float]:
         prepared = self._prepared
@@ -250,7 +257,10 @@ class Targeting:
         """What the original costs, before exact rewrites."""
         original, latency = self._prepared.source, None
         if "latency" in self._targets:
-            latency = float(np.median(self._timed([original.model])[0]))
+            latency = self._prepared.journal.recall(
+                "latency of the original",
+                lambda: float(np.median(self._timed([original.model])[0])),
+            )
         return Baseline(self._prepared.original.total(), original.file_bytes, latency)
 
     @cached_property
@@ -258,5 +268,8 @@ class Targeting:
         """How much more than the original the network costs that candidates are weighed on."""
         if not self._prepared.groundwork.rounds:
             return {}
-        figures = self._figures(self._prepared.facts.model)
+        figures = self._prepared.journal.recall(
+            f"figures {self._epoch} of the groundwork",
+            lambda: self._figures(self._prepared.facts.model),
+        )
         return {kind: figures[kind] - self._baseline.total(kind) for kind in self._targets}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from onnxcompress.errors import OnnxCompressError, UsageError
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.infer import with_value_info
 from onnxcompress.graph.memo import Memo
+from onnxcompress.journal import Journal, choice_name
 from onnxcompress.plan.contract import Candidate, Pass
 from onnxcompress.plan.search import Outcome
 from onnxcompress.rewrite.manager import rewrite
@@ -48,6 +50,7 @@ class CalibrationTrial:
         memo: decompositions shared with other rewrites of the same model.
         config: bounds, metric, provider and seed.
         mender: repairs what is tried, as the result will be.
+        journal: keeps what trials found.
     """
 
     model: onnx.ModelProto
@@ -57,6 +60,7 @@ class CalibrationTrial:
     memo: Memo
     config: Config
     mender: Mender
+    journal: Journal
 
     def __call__(self, chosen: tuple[Candidate[Any], ...], *, probe: bool = False) -> Outcome:
         """Try a choice; a probe uses fewer inputs and judges nothing.
@@ -65,6 +69,15 @@ class CalibrationTrial:
             UsageError: there is no calibration data.
             PassError: a rewrite fails.
         """
+        if probe:
+            return self._outcome(chosen, probe=True)
+        found = self.journal.recall(
+            f"trial {choice_name(chosen)}",
+            lambda: dataclasses.astuple(self._outcome(chosen, probe=False)),
+        )
+        return Outcome(*found)
+
+    def _outcome(self, chosen: tuple[Candidate[Any], ...], *, probe: bool) -> Outcome:
         data = self._samples(probe=probe)
         model = rewrite(self.model, chosen, self.passes, strict=True, memo=self.memo).model
         if not probe:
@@ -84,7 +97,7 @@ class CalibrationTrial:
             confidence=None if probe else self.config.confidence,
         )
         # An output that was silent on these inputs gives infinity, which no solver takes.
-        return Outcome(judgement.ok, float(min(comparison.error, _WORST)), judgement.reason)
+        return Outcome(bool(judgement.ok), float(min(comparison.error, _WORST)), judgement.reason)
 
     def step(self, gone: tuple[Candidate[Any], ...]) -> RepairedStep:
         """The network after some candidates, repaired, to try single further ones on.

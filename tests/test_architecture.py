@@ -30,6 +30,7 @@ LAYERS = [
     {"verify"},
     {"report"},
     {"config"},
+    {"journal"},
     {"trial"},
     {"groundwork"},
     {"preparation"},

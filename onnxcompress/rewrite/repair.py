@@ -11,7 +11,8 @@ samples that were not fitted on (`mending`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -51,6 +52,15 @@ class Repaired:
     model: onnx.ModelProto
     mended: tuple[Mended, ...]
     left: Mapping[str, str]
+
+    def findings(self) -> dict[str, Any]:
+        """All but the model, as plain values."""
+        return {"mended": [astuple(one) for one in self.mended], "left": dict(self.left)}
+
+    @classmethod
+    def found(cls, model: onnx.ModelProto, findings: Mapping[str, Any]) -> Repaired:
+        """Put together again from the model and its findings."""
+        return cls(model, tuple(Mended(*one) for one in findings["mended"]), findings["left"])
 
     def shortages(self) -> list[str]:
         """What too few inputs mean for the result, in words."""

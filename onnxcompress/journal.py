@@ -1,0 +1,101 @@
+"""What a job has found so far, on disk: a run that was killed goes on from there.
+
+One line per finding, appended and flushed as soon as it is known; a line that was cut off by the
+end of the process is dropped. Findings of another job (other model, data, options or versions) are
+not believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxcompress.errors import OutputError
+from onnxcompress.plan.contract import Candidate
+from onnxcompress.plan.gate import candidate_key
+
+_FILE = "journal.jsonl"
+
+
+class Journal:
+    """Findings of one job, by name, as plain values.
+
+    Args:
+        folder: where they are kept; None keeps them in memory only.
+        context: everything that findings depend on, as text.
+    """
+
+    def __init__(self, folder: Path | None, context: str) -> None:
+        self.folder = folder
+        self._context = hashlib.sha256(context.encode()).hexdigest()
+        self._findings: dict[str, Any] = {}
+        self._path = folder / _FILE if folder is not None else None
+        if self._path is not None and not self._read(self._path):
+            self._begin(self._path)
+        self.known = len(self._findings)
+        """How many findings were there already."""
+
+    def recall(self, name: str, find: Callable[[], Any]) -> Any:
+        """A finding; found, and written down at once, where it is not known.
+
+        Args:
+            name: what it is called; must name everything that it depends on within the job.
+            find: finds it, as values that JSON can hold.
+        """
+        if name not in self._findings:
+            # What was just found and what is read later are the very same values.
+            self._findings[name] = json.loads(json.dumps(find()))
+            self._append({"name": name, "value": self._findings[name]})
+        return self._findings[name]
+
+    def file(self, name: str) -> Path | None:
+        """Where this job keeps what is too large for a line; None without a folder."""
+        return self.folder / f"{self._context[:16]}-{name}" if self.folder is not None else None
+
+    def _read(self, path: Path) -> bool:
+        """Take over what a run before has written; False where that was another job."""
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            if not lines or json.loads(lines[0]).get("context") != self._context:
+                return False
+        except (OSError, ValueError, AttributeError):
+            return False
+        whole = [lines[0]]
+        for line in lines[1:]:
+            try:
+                entry = json.loads(line)
+                self._findings[entry["name"]] = entry["value"]
+            except (ValueError, KeyError, TypeError):
+                break
+            whole.append(line)
+        if len(whole) < len(lines):
+            _write(path, "".join(f"{line}\n" for line in whole), "w")
+        return True
+
+    def _begin(self, path: Path) -> None:
+        _write(path, json.dumps({"context": self._context}) + "\n", "w")
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self._path is not None:
+            _write(self._path, json.dumps(entry) + "\n", "a")
+
+
+def choice_name(chosen: Sequence[Candidate[Any]]) -> str:
+    """A short name for a choice, the same in every run."""
+    keys = json.dumps([candidate_key(candidate) for candidate in chosen])
+    return hashlib.sha256(keys.encode()).hexdigest()[:24]
+
+
+def _write(path: Path, text: str, mode: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(f"journal '{path}' cannot be written: {error.strerror}") from error
