@@ -53,8 +53,10 @@ class Journal:
         return self._findings[name]
 
     def file(self, name: str) -> Path | None:
-        """Where this job keeps what is too large for a line; None without a folder."""
-        return self.folder / f"{self._context[:16]}-{name}" if self.folder is not None else None
+        """Where this job keeps a model; None without a folder."""
+        if self.folder is None:
+            return None
+        return self.folder / "models" / f"{self._context[:16]}-{name}"
 
     def _read(self, path: Path) -> bool:
         """Take over what a run before has written; False where that was another job."""

@@ -150,6 +150,7 @@ class Planner:
             found = self._fitted(rewritten)
             if found is not None:
                 journal.recall(f"repaired {name}", found.findings)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 write_model(found.model, path)
             return found
         findings = journal.recall(f"repaired {name}", dict)
