@@ -73,7 +73,7 @@ class Targeting:
         self._targets = prepared.config.targets
         self._margins: dict[str, float] = {"latency": _NOISE}
         self._measured: dict[Chosen, dict[str, float]] = {}
-        self._epoch = 0
+        self._epoch, self._misses = 0, 0
         self._path: Chosen | None = None
         self._length: int | None = None
         self.quiet = QuietHours()
@@ -93,12 +93,6 @@ class Targeting:
         if not by_data or not branches:
             return self._measured_choice(sites, damages, timings)
         barred = conflicts(sites)
-        if self._path is None:
-            order = self._prepared.journal.recall(
-                f"path {sorted(self._targets.items())}",
-                lambda: self._branches_in_order(sites, timings, branches, barred),
-            )
-            self._path = tuple(next(c for c in sites[at] if c.removes) for at in order)
         place = {candidate: at for at in branches for candidate in sites[at]}
 
         def choose(gone: Chosen) -> Choice:
@@ -111,6 +105,16 @@ class Targeting:
                 [sites[at] for at in rest], [damages[at] for at in rest], timings, gone
             )
 
+        if "latency" not in self._targets:
+            # What a branch is good for is time: at equal MACs, ranks and widths cost less.
+            kept = choose(())
+            if kept.meets:
+                return kept
+        if self._path is None:
+            order = self._prepared.journal.recall(
+                "path", lambda: self._branches_in_order(sites, timings, branches, barred)
+            )
+            self._path = tuple(next(c for c in sites[at] if c.removes) for at in order)
         if self._length is not None:
             return choose(self._path[: self._length])
         self._progress.stage("weigh plans")
@@ -129,10 +133,14 @@ class Targeting:
         missed = {k: verdict.remaining(k) - fraction for k, fraction in self._targets.items()}
         if not any(excess > 0 for excess in missed.values()):
             return False
-        self._believe(verdict, chosen)
+        if not step:
+            self._believe(verdict, chosen)
+            self._misses += 1
+        # At first new times alone may do; what is missed again is missed by more than chance.
+        share = 0.5 * 1.5**step if step else float(self._misses > 1)
         for kind, excess in missed.items():
-            if excess > 0 and step:
-                self._margins[kind] = self._margins.get(kind, 0.0) + 0.5 * excess * 1.5**step
+            if excess > 0:
+                self._margins[kind] = self._margins.get(kind, 0.0) + share * excess
         return True
 
     def loosen(self, verdict: Verdict, chosen: Chosen) -> bool:
