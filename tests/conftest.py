@@ -221,3 +221,32 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("onnxcompress.targeting._BRIEF", brief)
     monkeypatch.setattr("onnxcompress.verify.verdict.peak_memory_bytes", lambda *_: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+TWO_BLOCKS = """net (float[N, 3, 8, 8] x) => (float[N, 6] y) {
+    [stem] a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
+    [r0] b = Relu (a)
+    [c1] c = Conv <pads = [1, 1, 1, 1]> (b, w1, b1)
+    [r1] d = Relu (c)
+    [c2] e = Conv <pads = [1, 1, 1, 1]> (d, w2, b2)
+    [sum] f = Add (b, e)
+    [r2] g = Relu (f)
+    [c3] h = Conv <pads = [1, 1, 1, 1]> (g, w3, b3)
+    [r3] i = Relu (h)
+    [c4] j = Conv <pads = [1, 1, 1, 1]> (i, w4, b4)
+    [sum2] k = Add (g, j)
+    [r4] l = Relu (k)
+    [pool] m = GlobalAveragePool (l)
+    [flat] n = Flatten (m)
+    [fc] y = Gemm <transB = 1> (n, w5, b5) }"""
+
+
+@pytest.fixture
+def two_blocks(nets: Any) -> onnx.ModelProto:
+    """A residual network of two blocks; wide enough to narrow, to factor, and to do without."""
+    wide = {f"w{at}": (16, 16, 3, 3) for at in range(1, 5)}
+    biases = {f"b{at}": (16,) for at in range(5)}
+    made: onnx.ModelProto = nets.build(
+        TWO_BLOCKS, w0=(16, 3, 3, 3), **wide, w5=(6, 16), **biases, b5=(6,)
+    )
+    return made

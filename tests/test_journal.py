@@ -19,33 +19,6 @@ from onnxcompress.progress import Silent
 from onnxcompress.runtime import Execution
 from onnxcompress.trial import CalibrationTrial
 
-TEXT = """net (float[N, 3, 8, 8] x) => (float[N, 6] y) {
-    [stem] a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
-    [r0] b = Relu (a)
-    [c1] c = Conv <pads = [1, 1, 1, 1]> (b, w1, b1)
-    [r1] d = Relu (c)
-    [c2] e = Conv <pads = [1, 1, 1, 1]> (d, w2, b2)
-    [sum] f = Add (b, e)
-    [r2] g = Relu (f)
-    [c3] h = Conv <pads = [1, 1, 1, 1]> (g, w3, b3)
-    [r3] i = Relu (h)
-    [c4] j = Conv <pads = [1, 1, 1, 1]> (i, w4, b4)
-    [sum2] k = Add (g, j)
-    [r4] l = Relu (k)
-    [pool] m = GlobalAveragePool (l)
-    [flat] n = Flatten (m)
-    [fc] y = Gemm <transB = 1> (n, w5, b5) }"""
-
-
-@pytest.fixture
-def model(nets: Any) -> onnx.ModelProto:
-    wide = {f"w{at}": (16, 16, 3, 3) for at in range(1, 5)}
-    biases = {f"b{at}": (16,) for at in range(5)}
-    made: onnx.ModelProto = nets.build(
-        TEXT, w0=(16, 3, 3, 3), **wide, w5=(6, 16), **biases, b5=(6,)
-    )
-    return made
-
 
 def config(folder: Path | None, **options: Any) -> Config:
     x = np.random.default_rng(1).standard_normal((200, 3, 8, 8)).astype(np.float32)
@@ -85,10 +58,14 @@ def names() -> list[str]:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 8])
 def test_killed_and_started_again(
-    model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None, count: int
+    two_blocks: onnx.ModelProto,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    quick: None,
+    count: int,
 ) -> None:
     """The same bytes as without a pause; nothing that was written down is found again."""
-    whole = run(model, config(None)).model.SerializeToString()
+    whole = run(two_blocks, config(None)).model.SerializeToString()
     tried: list[str] = []
     genuine = CalibrationTrial._outcome
 
@@ -100,11 +77,11 @@ def test_killed_and_started_again(
         patched.setattr(CalibrationTrial, "_outcome", outcome)
         killed_at(count, patched, cut=count % 2 == 0)
         with pytest.raises(Killed):
-            run(model, config(tmp_path))
+            run(two_blocks, config(tmp_path))
     before, tried[:] = list(tried), []
     entries = [json.loads(n) for n in whole_lines(tmp_path)][1:]
     monkeypatch.setattr(CalibrationTrial, "_outcome", outcome)
-    again = run(model, config(tmp_path))
+    again = run(two_blocks, config(tmp_path))
     assert again.model.SerializeToString() == whole
     known = {entry["name"] for entry in entries}
     assert not {f"trial {t.split()[1]}" for t in tried if t.startswith("False")} & known
@@ -125,9 +102,9 @@ def whole_lines(folder: Path) -> list[str]:
 
 
 def test_a_finished_run_is_not_worked_out_again(
-    model: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+    two_blocks: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
-    first = run(model, config(tmp_path))
+    first = run(two_blocks, config(tmp_path))
     size = (tmp_path / "journal.jsonl").stat().st_size
 
     def refuse(*_arguments: Any, **_options: Any) -> None:
@@ -137,7 +114,7 @@ def test_a_finished_run_is_not_worked_out_again(
     monkeypatch.setattr(CalibrationTrial, "step", refuse)
     monkeypatch.setattr("onnxcompress.planning.collect", refuse)
     monkeypatch.setattr("onnxcompress.rewrite.repair.Repair.__call__", refuse)
-    second = run(model, config(tmp_path))
+    second = run(two_blocks, config(tmp_path))
     assert second.model.SerializeToString() == first.model.SerializeToString()
     assert second.report["repair"] == first.report["repair"]
     assert (tmp_path / "journal.jsonl").stat().st_size == size
@@ -147,11 +124,11 @@ def test_a_finished_run_is_not_worked_out_again(
     "change", [{"seed": 1}, {"targets": {"macs": 0.5}}, {"repair": "off"}, {"samples": 100}]
 )
 def test_findings_of_another_job_are_not_believed(
-    model: onnx.ModelProto, tmp_path: Path, quick: None, change: dict[str, Any]
+    two_blocks: onnx.ModelProto, tmp_path: Path, quick: None, change: dict[str, Any]
 ) -> None:
-    run(model, config(tmp_path))
-    alone = run(model, config(None, **change)).model.SerializeToString()
-    assert run(model, config(tmp_path, **change)).model.SerializeToString() == alone
+    run(two_blocks, config(tmp_path))
+    alone = run(two_blocks, config(None, **change)).model.SerializeToString()
+    assert run(two_blocks, config(tmp_path, **change)).model.SerializeToString() == alone
 
 
 class Log(Silent):
@@ -164,11 +141,11 @@ class Log(Silent):
         self.notes.append(words)
 
 
-def test_it_says_so(model: onnx.ModelProto, tmp_path: Path, quick: None) -> None:
+def test_it_says_so(two_blocks: onnx.ModelProto, tmp_path: Path, quick: None) -> None:
     log = Log()
-    run(model, config(tmp_path), log)
+    run(two_blocks, config(tmp_path), log)
     assert not any("there already" in note for note in log.notes)
-    run(model, config(tmp_path), log)
+    run(two_blocks, config(tmp_path), log)
     assert any("going on in" in note and "there already" in note for note in log.notes)
 
 

@@ -18,33 +18,6 @@ from onnxcompress.plan.registry import parse_pass
 from onnxcompress.progress import Silent
 from onnxcompress.runtime import Execution
 
-TEXT = """net (float[N, 3, 8, 8] x) => (float[N, 6] y) {
-    [stem] a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
-    [r0] b = Relu (a)
-    [c1] c = Conv <pads = [1, 1, 1, 1]> (b, w1, b1)
-    [r1] d = Relu (c)
-    [c2] e = Conv <pads = [1, 1, 1, 1]> (d, w2, b2)
-    [sum] f = Add (b, e)
-    [r2] g = Relu (f)
-    [c3] h = Conv <pads = [1, 1, 1, 1]> (g, w3, b3)
-    [r3] i = Relu (h)
-    [c4] j = Conv <pads = [1, 1, 1, 1]> (i, w4, b4)
-    [sum2] k = Add (g, j)
-    [r4] l = Relu (k)
-    [pool] m = GlobalAveragePool (l)
-    [flat] n = Flatten (m)
-    [fc] y = Gemm <transB = 1> (n, w5, b5) }"""
-
-
-@pytest.fixture
-def model(nets: Any) -> onnx.ModelProto:
-    wide = {f"w{at}": (16, 16, 3, 3) for at in range(1, 5)}
-    biases = {f"b{at}": (16,) for at in range(5)}
-    made: onnx.ModelProto = nets.build(
-        TEXT, w0=(16, 3, 3, 3), **wide, w5=(6, 16), **biases, b5=(6,)
-    )
-    return made
-
 
 class Log(Silent):
     """Remembers what it is told."""
@@ -101,49 +74,49 @@ def clock(monkeypatch: pytest.MonkeyPatch, quick: None) -> dict[str, Callable[..
 
 @pytest.mark.parametrize("target", [{"macs": 0.8}, {"params": 0.7}, {"macs": 0.6, "size": 0.9}])
 def test_counted_targets_keep_branches(
-    model: onnx.ModelProto, quick: None, target: dict[str, float]
+    two_blocks: onnx.ModelProto, quick: None, target: dict[str, float]
 ) -> None:
-    result = job(model, target)
+    result = job(two_blocks, target)
     assert branches(result) == []
     remaining = result.report["remaining"]
     assert all(remaining[kind] <= fraction for kind, fraction in target.items())
     assert any(remaining[kind] > fraction - 0.03 for kind, fraction in target.items())
 
 
-def test_a_counted_target_that_takes_branches(model: onnx.ModelProto, quick: None) -> None:
+def test_a_counted_target_that_takes_branches(two_blocks: onnx.ModelProto, quick: None) -> None:
     """Layers of one channel do not get there, and what lies between them is a branch."""
     with pytest.raises(BoundError):
-        job(model, {"params": 0.0001})
+        job(two_blocks, {"params": 0.0001})
 
 
-def test_milliseconds_take_branches(model: onnx.ModelProto, clock: Any) -> None:
+def test_milliseconds_take_branches(two_blocks: onnx.ModelProto, clock: Any) -> None:
     """Two convolutions less are what a narrower layer can never save here."""
-    result = job(model, {"latency": 0.65})
+    result = job(two_blocks, {"latency": 0.65})
     assert len(branches(result)) == 1
     assert result.report["remaining"]["latency"] <= 0.65
     assert any("error by number of branches removed: 0: " in n for n in result.plan.notes)
     assert any("measured before repair: latency 0." in n for n in result.plan.notes)
-    assert len(branches(job(model, {"latency": 0.3}))) == 2
+    assert len(branches(job(two_blocks, {"latency": 0.3}))) == 2
 
 
-def test_out_of_reach(model: onnx.ModelProto, clock: Any) -> None:
+def test_out_of_reach(two_blocks: onnx.ModelProto, clock: Any) -> None:
     with pytest.raises(BoundError, match=r"latency is at 0\.\d+ of the original, above the 0.1"):
-        job(model, {"latency": 0.1})
+        job(two_blocks, {"latency": 0.1})
 
 
 def test_the_verdict_finds_it_slower(
-    model: onnx.ModelProto, clock: Any, monkeypatch: pytest.MonkeyPatch
+    two_blocks: onnx.ModelProto, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A quarter slower than the plan was told: planned again, by what was found."""
     clock["verdict"] = lambda ms: 1.25 * ms
     log = Log()
-    result = job(model, {"latency": 0.7}, log)
+    result = job(two_blocks, {"latency": 0.7}, log)
     assert any(note.startswith("attempt 1: latency is at 0.7") for note in log.notes)
     assert result.report["remaining"]["latency"] <= 0.7
 
 
 def test_the_verdict_finds_it_much_faster(
-    model: onnx.ModelProto, clock: Any, monkeypatch: pytest.MonkeyPatch
+    two_blocks: onnx.ModelProto, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of what the plan was told: planned again once, and the one that loses less counts."""
     clock["verdict"] = lambda ms: 0.5 * ms
@@ -155,7 +128,7 @@ def test_the_verdict_finds_it_much_faster(
         return attempts[-1]
 
     monkeypatch.setattr(pipeline, "_attempt", attempt)
-    result = job(model, {"latency": 0.7}, log)
+    result = job(two_blocks, {"latency": 0.7}, log)
     assert result.report["remaining"]["latency"] <= 0.65
     assert len(attempts) <= 2
     assert [n for n in log.notes if "far below" in n] == ["attempt 1: " + FAR] * (len(attempts) - 1)
