@@ -106,10 +106,13 @@ class Targeting:
             )
 
         if "latency" not in self._targets:
-            # What a branch is good for is time: at equal MACs, ranks and widths cost less.
-            kept = choose(())
-            if kept.meets:
-                return kept
+            # What a branch is good for is time; at equal MACs it goes where probes call it cheap.
+            both = [choose(()), self._measured_choice(sites, damages, timings)]
+            able = [choice for choice in both if choice.meets and choice.chosen]
+            if len(able) > 1 and any(candidate in place for candidate in able[1].chosen):
+                return min(able, key=lambda choice: self._trial(choice.chosen).error)
+            if able:
+                return able[0]
         if self._path is None:
             order = self._prepared.journal.recall(
                 "path", lambda: self._branches_in_order(sites, timings, branches, barred)
