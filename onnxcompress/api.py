@@ -64,7 +64,7 @@ def compress(
             accuracy is not verified.
         eval_data: held-out inputs for the verdict; without it a tenth of `data` is held out.
         passes: names, `NAME:key=value,...` texts, or passes made by `use`; default: the recipe.
-        recipe_name: `balanced`, or the path of a YAML recipe.
+        recipe_name: `balanced`, `fast`, `smallest`, or the path of a YAML recipe.
         target: fraction of the original that may remain, by kind: latency, macs, params, size.
         max_drop: points of the metric that may be lost.
         min_snr: dB demanded of outputs of networks that make no class decision.
@@ -98,7 +98,10 @@ def compress(
         sizes = {name: tuple(size) for name, size in shapes.items()}
     else:
         sizes = dict(parse_shape(text) for text in shapes)
-    chosen = recipe(recipe_name) if passes is None else tuple(map(_as_pass, passes))
+    if passes is None:
+        chosen = recipe(recipe_name, targeted=bool(target))
+    else:
+        chosen = tuple(map(_as_pass, passes))
     config = Config(
         passes=chosen,
         targets=check_targets(target or {}),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcompress.errors import OutputError
+from onnxcompress.latency.interleave import QuietHours, Timing
 from onnxcompress.plan.contract import Candidate
 from onnxcompress.plan.gate import candidate_key
 
@@ -52,6 +53,10 @@ class Journal:
             self._append({"name": name, "value": self._findings[name]})
         return self._findings[name]
 
+    def knows(self, name: str) -> bool:
+        """Whether a finding is there."""
+        return name in self._findings
+
     def file(self, name: str) -> Path | None:
         """Where this job keeps a model; None without a folder."""
         if self.folder is None:
@@ -61,7 +66,8 @@ class Journal:
     def _read(self, path: Path) -> bool:
         """Take over what a run before has written; False where that was another job."""
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            text = path.read_text(encoding="utf-8")
+            lines = text.splitlines()
             if not lines or json.loads(lines[0]).get("context") != self._context:
                 return False
         except (OSError, ValueError, AttributeError):
@@ -74,7 +80,7 @@ class Journal:
             except (ValueError, KeyError, TypeError):
                 break
             whole.append(line)
-        if len(whole) < len(lines):
+        if len(whole) < len(lines) or not text.endswith("\n"):
             _write(path, "".join(f"{line}\n" for line in whole), "w")
         return True
 
@@ -84,6 +90,27 @@ class Journal:
     def _append(self, entry: dict[str, Any]) -> None:
         if self._path is not None:
             _write(self._path, json.dumps(entry) + "\n", "a")
+
+
+class RecordedHours(QuietHours):
+    """Measurements that are taken once in a job: what is decided by them is decided alike again.
+
+    Args:
+        hours: when to measure.
+        journal: keeps the times.
+        name: of the measurement.
+    """
+
+    def __init__(self, hours: QuietHours, journal: Journal, name: str) -> None:
+        super().__init__()
+        self._hours, self._journal, self._name = hours, journal, name
+
+    def measure(self, take: Callable[[], list[Timing]]) -> list[Timing]:
+        """The measurement as it was taken, or taken now."""
+        found = self._journal.recall(
+            self._name, lambda: [timing.rounds for timing in self._hours.measure(take)]
+        )
+        return [Timing(tuple(tuple(samples) for samples in rounds)) for rounds in found]
 
 
 def choice_name(chosen: Sequence[Candidate[Any]]) -> str:

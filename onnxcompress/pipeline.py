@@ -168,7 +168,7 @@ def _attempt(
         config.execution,
         file_bytes=prepared.source.file_bytes,
         seed=config.seed,
-        quiet=planner.quiet,
+        quiet=planner.hours(number),
         progress=progress.step,
     )
     return Attempt(plan, rewritten, repaired, verdict)

@@ -16,7 +16,7 @@ from onnxcompress.analyse.facts import Need
 from onnxcompress.errors import ModelError
 from onnxcompress.graph.digest import model_digest
 from onnxcompress.graph.memo import Memo
-from onnxcompress.journal import choice_name
+from onnxcompress.journal import RecordedHours, choice_name
 from onnxcompress.latency.interleave import QuietHours
 from onnxcompress.latency.table import LatencyTable, LayerTiming
 from onnxcompress.plan.channels.known import remember_coupling
@@ -108,10 +108,9 @@ class Planner:
             gate = replay.gate if config.gate is None else config.gate
         return Bounds(config.max_drop, config.min_snr, config.confidence, targets, gate)
 
-    @property
-    def quiet(self) -> QuietHours:
-        """What is known of the original's times on a quiet machine."""
-        return self._targeting.quiet
+    def hours(self, attempt: int) -> QuietHours:
+        """When to time the result of an attempt."""
+        return RecordedHours(self._targeting.quiet, self._prepared.journal, f"verdict {attempt}")
 
     def plan(self) -> Plan:
         """A plan under everything learned so far."""
@@ -142,19 +141,19 @@ class Planner:
     def repaired(self, rewritten: Rewritten) -> Repaired | None:
         """The rewritten model repaired; None where there is nothing to repair or nothing gained."""
         journal = self._prepared.journal
-        name = choice_name(rewritten.applied)
-        path = journal.file(f"{name}.onnx")
+        name = f"repaired {choice_name(rewritten.applied)}"
+        path = journal.file(f"{name.replace(' ', '-')}.onnx")
         if path is None:
             return self._fitted(rewritten)
-        if not path.exists():
+        # Either alone is what a run left that ended in between.
+        if not (path.exists() and journal.knows(name)):
             found = self._fitted(rewritten)
             if found is not None:
-                journal.recall(f"repaired {name}", found.findings)
+                journal.recall(name, found.findings)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_model(found.model, path)
             return found
-        findings = journal.recall(f"repaired {name}", dict)
-        return Repaired.found(onnx.load(path), findings) if findings else None
+        return Repaired.found(onnx.load(path), journal.recall(name, dict))
 
     def _fitted(self, rewritten: Rewritten) -> Repaired | None:
         found = self.mender(rewritten.model, rewritten.applied)

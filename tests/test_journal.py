@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,33 @@ def test_a_finished_run_is_not_worked_out_again(
     second = run(two_blocks, config(tmp_path))
     assert second.model.SerializeToString() == first.model.SerializeToString()
     assert second.report["repair"] == first.report["repair"]
+    assert second.report["latency_ratio"] == first.report["latency_ratio"]
     assert (tmp_path / "journal.jsonl").stat().st_size == size
+
+
+@pytest.mark.parametrize("lost", ["journal.jsonl", "models"])
+def test_half_of_what_was_kept_is_lost(
+    two_blocks: onnx.ModelProto, tmp_path: Path, quick: None, lost: str
+) -> None:
+    """A model without its findings, or findings without their model, are made again."""
+    first = run(two_blocks, config(tmp_path))
+    assert first.report["repair"] is not None
+    if lost == "models":
+        shutil.rmtree(tmp_path / lost)
+    else:
+        (tmp_path / lost).unlink()
+    second = run(two_blocks, config(tmp_path))
+    assert second.model.SerializeToString() == first.model.SerializeToString()
+    assert second.report["repair"] == first.report["repair"]
+
+
+def test_a_line_without_its_end(tmp_path: Path) -> None:
+    """The process ended between a finding and the end of its line."""
+    Journal(tmp_path, "job").recall("one", lambda: 1)
+    path = tmp_path / "journal.jsonl"
+    path.write_text(path.read_text().removesuffix("\n"))
+    Journal(tmp_path, "job").recall("two", lambda: 2)
+    assert Journal(tmp_path, "job").known == 2
 
 
 @pytest.mark.parametrize(

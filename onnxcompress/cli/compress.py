@@ -184,7 +184,7 @@ def make_config(values: dict[str, Any]) -> Any:
     elif values["passes"]:
         passes = tuple(parse_pass(text) for text in values["passes"])
     else:
-        passes = recipe(values["recipe_name"] or BALANCED)
+        passes = recipe(values["recipe_name"] or BALANCED, targeted=bool(values["targets"]))
     return Config(
         passes=passes,
         targets=check_targets(parse_target(text) for text in values["targets"]),

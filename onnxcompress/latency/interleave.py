@@ -133,15 +133,14 @@ class QuietHours:
         Args:
             take: measures; the first of its timings is the one that is always the same model's.
         """
-        found: list[Timing] | None = None
-        for _ in range(_PATIENCE):
-            timings = take()
-            if found is None or _middle(timings[0]) < _middle(found[0]):
-                found = timings
-            self.best = min(self.best, _middle(timings[0]))
-            if _middle(found[0]) <= _QUIET * self.best:
+        found: list[list[Timing]] = []
+        while len(found) < _PATIENCE:
+            found.append(take())
+            taken = _middle(found[-1][0])
+            self.best = min(self.best, taken)
+            if taken <= _QUIET * self.best:
                 break
-        return found if found is not None else take()
+        return min(found, key=lambda timings: _middle(timings[0]))
 
 
 def _middle(timing: Timing) -> float:

@@ -28,13 +28,15 @@ def named() -> dict[str, Traversable]:
     return dict(sorted(found.items()))
 
 
-def recipe(name: str) -> tuple[Pass[Any], ...]:
+def recipe(name: str, *, targeted: bool = False) -> tuple[Pass[Any], ...]:
     """The passes of a recipe.
 
     Args:
         name: one of `named()`, or the path of a YAML file with a list `passes`, each entry
             `NAME[:key=value,...]` or a mapping of one name to its options; with `others: true`
-            every other installed pass that asks to be in `balanced` comes behind them.
+            every other installed pass that asks to be in `balanced` comes behind them. A list
+            `with_target` follows where something is to be saved that they alone may not save.
+        targeted: whether the job has a target.
 
     Raises:
         UsageError: unknown recipe, or a file that is not one.
@@ -53,11 +55,15 @@ def recipe(name: str) -> tuple[Pass[Any], ...]:
     entries = values.get("passes") if isinstance(values, dict) else None
     if not isinstance(entries, list) or not entries:
         raise UsageError(f"recipe '{name}' has no list 'passes'")
-    unknown = sorted(map(str, set(values) - {"passes", "others"}))
-    if unknown or type(values.get("others", False)) is not bool:
-        what = unknown[0] if unknown else "others"
-        raise UsageError(f"recipe '{name}': '{what}' is neither 'passes' nor 'others: true|false'")
-    passes = tuple(_one(entry, name) for entry in entries)
+    unknown = sorted(map(str, set(values) - {"passes", "with_target", "others"}))
+    if unknown:
+        raise UsageError(
+            f"recipe '{name}': '{unknown[0]}' is none of passes, with_target and others"
+        )
+    more = values.get("with_target", [])
+    if type(values.get("others", False)) is not bool or not isinstance(more, list):
+        raise UsageError(f"recipe '{name}': 'others' is true or false, 'with_target' a list")
+    passes = tuple(_one(entry, name) for entry in [*entries, *(more if targeted else ())])
     return (*passes, *_others(passes)) if values.get("others") else passes
 
 

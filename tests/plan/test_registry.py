@@ -102,9 +102,10 @@ def test_nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_balanced() -> None:
     """Its own passes in their order, then every other that needs no asking."""
     names = [p.name for p in recipe("balanced")]
-    assert names[:4] == ["exact", "lnr", "tucker2", "svd"]
-    rest = [n for n in registered() if pass_class(n).in_balanced and n not in names[:4]]
-    assert names[4:] == rest
+    assert names[:3] == ["exact", "tucker2", "svd"]
+    rest = [n for n in registered() if pass_class(n).in_balanced and n not in names[:3]]
+    assert names[3:] == rest
+    assert [p.name for p in recipe("balanced", targeted=True)] == [*names[:3], "lnr", *rest]
     # Two passes that remove channels of the same groups are for those who ask for both.
     assert "prune" not in names
 
@@ -120,7 +121,7 @@ def test_others_come_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (recipes, registry):
         find = lambda n: Third if n == "math" else genuine(n)  # noqa: E731
         monkeypatch.setattr(module, "pass_class", find)
-    assert [p.name for p in recipe("balanced")][4:] == ["math"]
+    assert [p.name for p in recipe("balanced")][3:] == ["math"]
     assert "math" not in [p.name for p in recipe("fast")]
 
 
@@ -156,6 +157,7 @@ def test_written_recipes(tmp_path: Path, suffix: str) -> None:
     [
         "", "[]", "passes:", "passes: svd", "passes: {svd: 1}", "passes: [[svd]]",
         "passes: [{svd: 1}]", "{passes: [svd], other: true}", "{passes: [svd], others: 1}",
+        "{passes: [svd], with_target: svd}",
         "passes: [{a: {}, b: {}}]", "passes: [", "passes: [{svd: {1: 2}}]",
     ],
 )  # fmt: skip

@@ -69,11 +69,11 @@ def given(node: onnx.NodeProto, index: int) -> bool:
 
 
 def floating(view: GraphView, tensor: str) -> np.dtype[np.generic] | None:
-    """The type of a tensor where it is a floating one that is known."""
+    """The type of a tensor where it is one that ONNX Runtime has convolutions for."""
     graph = view.model.graph
     for value in (*graph.value_info, *graph.input, *graph.output):
         if value.name == tensor:
             kind = value.type.tensor_type.elem_type
             dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)) if kind else None
-            return dtype if dtype is not None and dtype.kind == "f" else None
+            return dtype if dtype in {np.dtype(np.float32), np.dtype(np.float16)} else None
     return None

@@ -11,6 +11,7 @@ import onnx
 from onnxcompress.analyse.coupling.grouping import LAYERS
 from onnxcompress.analyse.coupling.result import Coupling, Group
 from onnxcompress.analyse.facts import Facts, Need, analyse
+from onnxcompress.analyse.sizes import InputSpec, input_specs
 from onnxcompress.errors import ModelError, UsageError
 from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editing import apply_edits
@@ -97,7 +98,8 @@ class Exact(Pass[ExactRewrite]):
         kind, finding = found
         setting = ExactRewrite(kind, finding.nodes)
         before, after = (
-            analyse(model, _sizes(model)).total() for model in self._pair(setting, facts)
+            analyse(model, {s.name: _fixed(s) for s in input_specs(model)}).total()
+            for model in self._pair(setting, facts)
         )
         return [Candidate(site, setting, finding.nodes, before, after, 0.0, recommended=True)]
 
@@ -223,11 +225,8 @@ class Exact(Pass[ExactRewrite]):
         return found[::-1]
 
 
-def _sizes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    return {
-        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-        for value in model.graph.input
-    }
+def _fixed(spec: InputSpec) -> tuple[int, ...]:
+    return tuple(spec.fixed(axis) or 1 for axis in range(len(spec.shape)))
 
 
 def _findings(facts: Facts) -> dict[str, tuple[str, Finding]]:
