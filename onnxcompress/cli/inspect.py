@@ -28,7 +28,8 @@ def inspect_command(
 ) -> None:
     """List every layer of MODEL with its cost and what each pass could do there, or why not.
 
-    With the channels that have to go together. Nothing is written.
+    And other nodes that a pass could do something about. With the channels that have to go
+    together. Nothing is written.
     """
     from onnxcompress.analyse.facts import analyse
     from onnxcompress.analyse.sizes import parse_shape, representative_sizes
@@ -93,10 +94,12 @@ def _rows(facts: Any, offers: Any, passes: Any) -> list[dict[str, Any]]:
     shapes = facts.shapes()
     rows = []
     for node in facts.model.graph.node:
-        if node.op_type not in COUNTED_OPERATORS:
+        layer = node.op_type in COUNTED_OPERATORS
+        if not layer and node.name not in offered:
             continue
         cost = facts.cost(node.name)
-        weight = next((n for n in node.input[1:] if facts.view.is_constant(n)), "")
+        operands = node.input[1:] if layer else ()
+        weight = next((n for n in operands if facts.view.is_constant(n)), "")
         dims = list(facts.view.initializers[weight].dims) if weight else []
         rows.append(
             {
@@ -157,6 +160,8 @@ def _offer(candidates: Any, owner: Any) -> str:
     """The range on offer and the recommended setting, in words."""
     name = candidates[0].site.pass_name
     before = max(1, candidates[0].before.macs)
+    if owner.goes_first:
+        return f"{name}: {owner.describe(candidates[-1].setting)}"
     lossy = [c for c in candidates if c.damage > 0]
     if not lossy:
         return f"{name}: lossless form only"

@@ -48,6 +48,25 @@ def test_inspect(cli: Callable[..., Any], model: Path) -> None:
     assert "svd: MACs x0.50" in offers["point"]
 
 
+def test_inspect_shows_what_is_no_layer(cli: Callable[..., Any], tmp_path: Path, nets: Any) -> None:
+    """A shortcut of Slice and Pad has no weights, and can be written as a layer all the same."""
+    shortcut = nets.build(
+        """net (float[N, 3, 8, 8] x) => (float[N, 6, 4, 4] y)
+        <int64[2] at = {0, 0}, int64[2] to = {8, 8}, int64[2] axes = {2, 3}, int64[2] by = {2, 2},
+         int64[8] pads = {0,1,0,0,0,2,0,0}> {
+        [bend] a = Relu (x)
+        [slice] b = Slice (a, at, to, axes, by)
+        [pad] y = Pad (b, pads) }"""
+    )
+    path = tmp_path / "shortcut.onnx"
+    onnx.save(shortcut, path)
+    outcome = cli("inspect", path, "--json")
+    assert outcome.code == 0, outcome.err
+    (row,) = json.loads(outcome.out)["layers"]
+    assert (row["node"], row["op"], row["shape"], row["macs"]) == ("pad", "Pad", "", 0)
+    assert row["passes"] == ["exact: one strided layer"]
+
+
 def test_inspect_at_another_batch(cli: Callable[..., Any], model: Path) -> None:
     once = parsed(cli("inspect", model, "--json"))
     often = parsed(cli("inspect", model, "--json", "--batch", "5"))
