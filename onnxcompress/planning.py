@@ -136,6 +136,7 @@ class Planner:
             targets=self._config.targets,
             gate=self._config.gated,
             notes=(*choice.notes, *(() if self._config.gated else (_UNGATED,))),
+            predictions=choice.predictions,
         )
 
     def repaired(self, rewritten: Rewritten) -> Repaired | None:

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +29,27 @@ _MAX_CUTS = 100
 _LIMIT_REACHED = 1
 
 
+@dataclass(frozen=True)
+class Solution:
+    """What the solver found.
+
+    Attributes:
+        picks: per site the index of the candidate taken, or None to leave the layer.
+        gap: how far the objective may be from the best there is, as a fraction of it; 0 where the
+            solver proved that nothing is better.
+    """
+
+    picks: tuple[int | None, ...]
+    gap: float
+
+
 def least_damage(
     sites: Sequence[Sequence[float]],
     savings: Mapping[str, Sequence[Sequence[float]]],
     demands: Mapping[str, float],
     *,
     conflicts: Conflicts = (),
-) -> list[int | None] | None:
+) -> Solution | None:
     """Choose so that every demand is met with the least total damage.
 
     Args:
@@ -44,8 +59,10 @@ def least_damage(
         conflicts: pairs of sites of which only one may be rewritten.
 
     Returns:
-        Per site the index of the candidate taken, or None to leave the layer; None altogether if
-        the demands cannot be met.
+        The choice; None if the demands cannot be met.
+
+    Raises:
+        BoundError: no choice was found within the solver's minute.
     """
     binding = [(_flat(savings[name]), value) for name, value in demands.items() if value > 0.0]
     rows = [(saved / value, 1.0) for saved, value in binding]
@@ -53,12 +70,12 @@ def least_damage(
     # A choice costs a little by itself, so that nothing is rewritten without need.
     objective = damage / max(damage.max(initial=0.0), _TINY) + 1e-6
     for _ in range(_MAX_CUTS):
-        chosen = _solve(sites, objective, rows, conflicts)
-        if chosen is None:
+        found = _solve(sites, objective, rows, conflicts)
+        if found is None:
             return None
-        taken = _mask(sites, chosen)
+        taken = _mask(sites, found.picks)
         if all(saved[taken].sum() >= value * (1.0 - 1e-12) for saved, value in binding):
-            return chosen
+            return found
         # The solver's tolerance let something pass that falls short by a hair: exclude just that.
         rows.append((np.where(taken, -1.0, 1.0), 1.0 - float(taken.sum())))
     return None
@@ -70,7 +87,7 @@ def most_saved(
     budget: float | None,
     *,
     conflicts: Conflicts = (),
-) -> list[int | None]:
+) -> Solution:
     """Choose so that the most is saved while the total damage stays within `budget`.
 
     Args:
@@ -78,6 +95,9 @@ def most_saved(
         saving: what each candidate at each site saves.
         budget: total damage allowed; None for any.
         conflicts: pairs of sites of which only one may be rewritten.
+
+    Raises:
+        BoundError: no choice was found within the solver's minute.
     """
     gains, damage = _flat(saving), _flat(sites)
     rows = []
@@ -89,8 +109,8 @@ def most_saved(
     scale = max(np.abs(gains).max(initial=0.0), _TINY)
     # Among equal savings the smaller damage is taken: the tie-break is far below one unit.
     tie = 1e-6 * damage / max(damage.max(initial=0.0), _TINY)
-    chosen = _solve(sites, tie - gains / scale, rows, conflicts)
-    return chosen if chosen is not None else [None] * len(sites)
+    found = _solve(sites, tie - gains / scale, rows, conflicts)
+    return found if found is not None else Solution((None,) * len(sites), 0.0)
 
 
 def _solve(
@@ -98,11 +118,12 @@ def _solve(
     objective: Array,
     rows: Sequence[tuple[Array, float]],
     conflicts: Conflicts,
-) -> list[int | None] | None:
+) -> Solution | None:
     """Minimise `objective` over one candidate or none per site, with `row @ x >= least` each."""
     count = len(objective)
     if count == 0:
-        return [None] * len(sites) if all(least <= 0.0 for _, least in rows) else None
+        nothing = Solution((None,) * len(sites), 0.0)
+        return nothing if all(least <= 0.0 for _, least in rows) else None
     owner = np.repeat(np.arange(len(sites)), [len(site) for site in sites])
     one_each = csr_array((np.ones(count), (owner, np.arange(count))), shape=(len(sites), count))
     constraints = [LinearConstraint(one_each, -np.inf, 1.0)]
@@ -133,7 +154,7 @@ def _solve(
     chosen: list[int | None] = [None] * len(sites)
     for index in taken:
         chosen[owner[index]] = int(index - first[owner[index]])
-    return chosen
+    return Solution(tuple(chosen), float(result.mip_gap or 0.0))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from onnxcompress.plan.search import (
     Choice,
     Chosen,
     Damages,
+    Prediction,
     Sites,
     Trial,
     for_targets,
@@ -73,12 +74,21 @@ def for_measured_targets(
     seen: set[tuple[Chosen, bool]] = set()
     met: tuple[float, Choice] | None = None
     missed: tuple[float, Choice] | None = None
+    predictions: list[Prediction] = []
+    told: set[Chosen] = set()
     for _ in range(_TRIES):
         choice = for_targets(sites, targets, baseline, timings, damages, slack=more)
         choice = replace(choice, chosen=(*given, *choice.chosen))
         if not choice.chosen:
-            return met[1] if met else choice
+            break
         remains = measure(choice.chosen)
+        if choice.chosen not in told:
+            # What is measured twice says nothing about how well savings add up.
+            left = {kind: totals[kind] + own[kind] + more[kind] for kind in targets}
+            predictions.append(
+                _compared(choice.chosen, left, remains, totals, timings, corrections=len(told))
+            )
+            told.add(choice.chosen)
         missing = {
             kind: remains[kind] / totals[kind] - fraction + margins.get(kind, 0.0)
             for kind, fraction in targets.items()
@@ -97,7 +107,35 @@ def for_measured_targets(
         for kind, amount in missing.items():
             more[kind] = more.get(kind, 0.0) + amount * totals[kind]
     best = met or missed
-    return best[1] if best is not None else choice
+    found = best[1] if best is not None and (met or choice.chosen) else choice
+    return replace(found, predictions=tuple(predictions))
+
+
+def _compared(
+    chosen: Chosen,
+    without: Remains,
+    remains: Remains,
+    totals: Remains,
+    timings: Mapping[Key, LayerTiming],
+    *,
+    corrections: int,
+) -> Prediction:
+    """What was expected of a choice, and what was measured.
+
+    Args:
+        chosen: the candidates.
+        without: what was expected to be left without any of them.
+        remains: what was measured.
+        totals: the original's own figures.
+        timings: measured layer timings.
+        corrections: how often the expectation was corrected.
+    """
+    saved = {kind: sum(savings([chosen], kind, timings)[0]) for kind in totals}
+    return Prediction(
+        {kind: (without[kind] - saved[kind]) / totals[kind] for kind in totals},
+        {kind: remains[kind] / totals[kind] for kind in totals},
+        corrections,
+    )
 
 
 def _told(choice: Choice, remains: Remains, totals: Remains, *, meets: bool) -> Choice:
@@ -144,5 +182,7 @@ def along_path(
         if abs(nearest - best) > 1:
             attempt((nearest + best) // 2)
     found = min(tried.values(), key=lambda one: one[:2])[2]
+    seen = tuple(p for _, one in sorted(tried.items()) for p in one[2].predictions)
     errors = ", ".join(f"{length}: {one[1]:.3g}" for length, one in sorted(tried.items()))
-    return replace(found, notes=(*found.notes, f"error by number of branches removed: {errors}"))
+    note = f"error by number of branches removed: {errors}"
+    return replace(found, notes=(*found.notes, note), predictions=seen)

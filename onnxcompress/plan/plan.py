@@ -11,6 +11,7 @@ from typing import Any
 from onnxcompress.errors import UsageError
 from onnxcompress.plan.contract import Candidate, Pass, Refusal, candidate_from_dict
 from onnxcompress.plan.registry import make_pass, options
+from onnxcompress.plan.search import Prediction
 from onnxcompress.plan.targets import check_targets
 
 VERSION = 1
@@ -31,6 +32,7 @@ class Plan:
         targets: what was asked for.
         gate: whether rewrites were timed and slower ones dropped.
         notes: how the plan was found, in words.
+        predictions: choices that were measured on the way; not part of the plan file.
     """
 
     model_digest: str
@@ -41,6 +43,7 @@ class Plan:
     gate: bool
     notes: tuple[str, ...] = ()
     first: Rounds = ()
+    predictions: tuple[Prediction, ...] = ()
 
     @property
     def empty(self) -> bool:

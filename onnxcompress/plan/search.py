@@ -16,7 +16,7 @@ from onnxcompress.graph.cost import Cost
 from onnxcompress.latency.table import LayerTiming
 from onnxcompress.plan.contract import Candidate
 from onnxcompress.plan.gate import Key, candidate_key
-from onnxcompress.plan.knapsack import least_damage, most_saved
+from onnxcompress.plan.knapsack import Solution, least_damage, most_saved
 
 Chosen = tuple[Candidate[Any], ...]
 Sites = Sequence[Sequence[Candidate[Any]]]
@@ -76,6 +76,22 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What one choice was expected to leave of the network, and what was measured.
+
+    Attributes:
+        expected: by kind of target, fraction of the original; from the sum of what the candidates
+            save, with what earlier measurements corrected.
+        measured: the same of the rewritten network.
+        corrections: how many measurements the expectation was corrected by.
+    """
+
+    expected: Mapping[str, float]
+    measured: Mapping[str, float]
+    corrections: int
+
+
+@dataclass(frozen=True)
 class Choice:
     """A choice and how it was found.
 
@@ -83,11 +99,13 @@ class Choice:
         chosen: the candidates.
         notes: how they were found, in words.
         meets: whether it meets the targets, as far as is known before it is measured.
+        predictions: choices that were measured on the way.
     """
 
     chosen: Chosen
     notes: tuple[str, ...]
     meets: bool = True
+    predictions: tuple[Prediction, ...] = ()
 
 
 def by_rule(sites: Sites) -> Choice:
@@ -166,11 +184,11 @@ def for_targets(
             [sum(saved[kind][i][c] / totals[kind] for kind in targets) for c in range(len(offers))]
             for i, offers in enumerate(sites)
         ]
-        most = _picked(sites, most_saved(damages, together, None, conflicts=barred))
-        note = f"{_words(targets)} is out of reach: this saves the most"
-        return Choice(most, (note,), meets=False)
-    chosen = _picked(sites, found)
-    return Choice(chosen, (f"least predicted damage that meets {_words(targets)}",))
+        most = most_saved(damages, together, None, conflicts=barred)
+        note = f"{_words(targets)} is out of reach: this saves the most{_gap(most)}"
+        return Choice(_picked(sites, most), (note,), meets=False)
+    note = f"least predicted damage that meets {_words(targets)}{_gap(found)}"
+    return Choice(_picked(sites, found), (note,))
 
 
 def within_bound(
@@ -225,7 +243,7 @@ def within_budget(
         conflicts=conflicts(sites),
     )
     limit = "any damage" if budget is None else f"a damage of {budget:.3g}"
-    note = f"most {_unit(timings)} saved within {limit}"
+    note = f"most {_unit(timings)} saved within {limit}{_gap(found)}"
     return Choice(_picked(sites, found), (note,))
 
 
@@ -267,10 +285,15 @@ def savings(sites: Sites, kind: str, timings: Mapping[Key, LayerTiming]) -> list
     return [[one(candidate) for candidate in offers] for offers in sites]
 
 
-def _picked(sites: Sites, found: Sequence[int | None]) -> Chosen:
+def _picked(sites: Sites, found: Solution) -> Chosen:
     return tuple(
-        offers[index] for offers, index in zip(sites, found, strict=True) if index is not None
+        offers[index] for offers, index in zip(sites, found.picks, strict=True) if index is not None
     )
+
+
+def _gap(found: Solution) -> str:
+    """How near to the best the solver's answer is, in words."""
+    return f" (solver's gap {found.gap:.1g})"
 
 
 def _words(targets: Mapping[str, float]) -> str:

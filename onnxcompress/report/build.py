@@ -6,6 +6,7 @@ import math
 import platform
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -93,6 +94,7 @@ def build_report(
             {"pass": r.pass_name, "node": r.node, "reason": r.reason} for r in plan.refusals
         ],
         "plan": plan.to_dict(),
+        "predictions": [asdict(prediction) for prediction in plan.predictions],
         "data": {
             "calibration": data_summary(inputs.calibration),
             "synthetic": inputs.synthetic,

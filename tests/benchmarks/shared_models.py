@@ -129,13 +129,7 @@ def planned(subject: Subject, execution: Execution) -> list[str]:
     path = SHARED / "models" / f"{subject.model}.onnx"
     if subject.data is None:
         return [subject.model, "0", *["-"] * 6, "no real inputs here"]
-    judged = inputs(subject, path)
-    if subject.data == CIFAR:
-        calibration = inputs(replace(subject, data=CIFAR_TRAIN, samples=4000), path)
-    else:
-        # One half to choose on, the other to judge on.
-        order = np.random.default_rng(0).permutation(len(judged))
-        calibration, judged = judged.take(order[::2]), judged.take(order[1::2])
+    calibration, judged = split_inputs(subject)
     return described(
         subject,
         lambda: oc.compress(
@@ -146,6 +140,16 @@ def planned(subject: Subject, execution: Execution) -> list[str]:
             threads=execution.threads,
         ),
     )
+
+
+def split_inputs(subject: Subject) -> tuple[Dataset, Dataset]:
+    """Real inputs to choose on, and others to judge on."""
+    path = SHARED / "models" / f"{subject.model}.onnx"
+    judged = inputs(subject, path)
+    if subject.data == CIFAR:
+        return inputs(replace(subject, data=CIFAR_TRAIN, samples=4000), path), judged
+    order = np.random.default_rng(0).permutation(len(judged))
+    return judged.take(order[::2]), judged.take(order[1::2])
 
 
 def described(subject: Subject, job: Callable[[], oc.Result]) -> list[str]:

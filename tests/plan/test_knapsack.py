@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
 
-from onnxcompress.plan.knapsack import least_damage, most_saved
+from onnxcompress.plan import knapsack
 
 Table = list[list[float]]
 Choice = tuple[int | None, ...]
+Conflicts = Sequence[tuple[int, int]]
+
+
+def least_damage(
+    damage: Table,
+    savings: Mapping[str, Table],
+    demands: Mapping[str, float],
+    conflicts: Conflicts = (),
+) -> list[int | None] | None:
+    """The picks, of which the solver has to have proved that none are better."""
+    found = knapsack.least_damage(damage, savings, demands, conflicts=conflicts)
+    assert found is None or found.gap <= 1e-9
+    return list(found.picks) if found is not None else None
+
+
+def most_saved(
+    damage: Table, saving: Table, budget: float | None, conflicts: Conflicts = ()
+) -> list[int | None]:
+    found = knapsack.most_saved(damage, saving, budget, conflicts=conflicts)
+    assert found.gap <= 1e-9
+    return list(found.picks)
 
 
 def choices(sites: Table) -> Iterator[Choice]:
