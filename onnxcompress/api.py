@@ -50,6 +50,7 @@ def compress(
     repair: str = "refit",
     samples: int = SAMPLES,
     exclude: Iterable[str] = (),
+    then: str | None = None,
     plan: str | Path | None = None,
     run_dir: str | Path | None = None,
     seed: int = 0,
@@ -82,6 +83,8 @@ def compress(
             a scale and a bias per channel) or off.
         samples: inputs of `data` that moments and repair look at, at most.
         exclude: regular expressions of node names to leave alone.
+        then: fp16 or int8: convert the result by ONNX Runtime's own converters; targets and bounds
+            hold for what comes out.
         plan: replay this plan file.
         run_dir: folder that keeps measured latencies and the plan.
         seed: for every random choice.
@@ -119,6 +122,7 @@ def compress(
         repair=repair,
         samples=samples,
         exclude=tuple(exclude),
+        then=then,
         plan=Path(plan) if plan is not None else None,
         run=Path(run_dir) if run_dir is not None else None,
         seed=seed,

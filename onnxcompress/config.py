@@ -12,6 +12,7 @@ from typing import Any
 from onnxcompress.errors import UsageError
 from onnxcompress.latency.table import default_table_path
 from onnxcompress.plan.contract import Pass
+from onnxcompress.plan.targets import PRECISIONS
 from onnxcompress.runtime import Execution
 
 DEFAULT_MAX_DROP = 1.0
@@ -43,6 +44,7 @@ class Config:
             (a scale and a bias per channel), or off.
         samples: calibration inputs that moments and repair look at, at most.
         exclude: regular expressions of node names to leave alone.
+        then: convert the result to fp16 or int8; None leaves its precision as it is.
         plan: replay this plan file instead of planning.
         run: folder for the journal (plan, latency table).
         seed: for every random choice.
@@ -64,6 +66,7 @@ class Config:
     repair: str = "refit"
     samples: int = SAMPLES
     exclude: tuple[str, ...] = ()
+    then: str | None = None
     plan: Path | None = None
     run: Path | None = None
     seed: int = 0
@@ -83,6 +86,10 @@ class Config:
             raise UsageError("a latency target needs the latency gate: leave out --gate off")
         if self.repair not in REPAIRS:
             raise UsageError(f"--repair '{self.repair}' is none of {', '.join(REPAIRS)}")
+        if self.then is not None and self.then not in PRECISIONS:
+            raise UsageError(f"--then '{self.then}' is none of {', '.join(PRECISIONS)}")
+        if self.then == "int8" and self.data is None:
+            raise UsageError("--then int8 takes the ranges of activations from inputs: give --data")
         if self.samples < 1:
             raise UsageError(f"--samples must be at least 1, not {self.samples}")
         if not self.passes and self.plan is None:

@@ -95,9 +95,11 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         seed=config.seed,
         consulted=number,
         proofs=(*prepared.groundwork.proofs, *kept.rewritten.proofs),
-        result=kept.model,
+        result=kept.compressed,
         repaired=kept.repaired,
         repair=planner.mender,
+        conversion=planner.conversion,
+        unconverted=kept.unconverted,
         seconds=clock.seconds(),
     )
     if verdict.ok:
@@ -107,16 +109,27 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
 
 @dataclass(frozen=True)
 class Attempt:
-    """One plan carried out and judged."""
+    """One plan carried out and judged.
+
+    Attributes:
+        plan: what was done.
+        rewritten: what came of it.
+        repaired: the same with layers fitted again, where any were.
+        model: the result, in the precision asked for.
+        verdict: on the result.
+        unconverted: what became of the outputs before the precision was changed, if it was.
+    """
 
     plan: Plan
     rewritten: Rewritten
     repaired: Repaired | None
+    model: onnx.ModelProto
     verdict: Verdict
+    unconverted: Accuracy | None
 
     @property
-    def model(self) -> onnx.ModelProto:
-        """The result."""
+    def compressed(self) -> onnx.ModelProto:
+        """The result in the original's precision."""
         return self.repaired.model if self.repaired is not None else self.rewritten.model
 
 
@@ -152,9 +165,15 @@ def _attempt(
         progress.note(f"node '{refusal.node}': {refusal.reason}")
     progress.stage("repair")
     repaired = planner.repaired(rewritten)
-    result = repaired.model if repaired is not None else rewritten.model
+    compressed = repaired.model if repaired is not None else rewritten.model
+    result, unconverted = compressed, None
+    if planner.conversion is not None:
+        progress.stage(f"convert to {planner.conversion.precision}")
+        result = planner.conversion(compressed)
     progress.stage("verify accuracy")
     accuracy = _accuracy(prepared, result, bounds, metric, progress)
+    if planner.conversion is not None:
+        unconverted = _accuracy(prepared, compressed, bounds, metric, progress)
     if not accuracy.ok and not last and planner.tighten_accuracy():
         progress.note(f"attempt {number}: {accuracy.words}")
         return None
@@ -169,9 +188,10 @@ def _attempt(
         file_bytes=prepared.source.file_bytes,
         seed=config.seed,
         quiet=planner.hours(number),
+        converted=planner.conversion is not None,
         progress=progress.step,
     )
-    return Attempt(plan, rewritten, repaired, verdict)
+    return Attempt(plan, rewritten, repaired, result, verdict, unconverted)
 
 
 def _better(kept: Attempt | None, made: Attempt, planner: Planner) -> Attempt:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import onnx
@@ -41,6 +42,7 @@ from onnxcompress.progress import Progress
 from onnxcompress.report.write import write_model
 from onnxcompress.rewrite.manager import Rewritten
 from onnxcompress.rewrite.mender import Mender
+from onnxcompress.rewrite.precision import Conversion
 from onnxcompress.rewrite.repair import Repaired
 from onnxcompress.targeting import Targeting
 from onnxcompress.trial import CalibrationTrial
@@ -95,7 +97,11 @@ class Planner:
             self.mender,
             prepared.journal,
         )
-        self._targeting = Targeting(prepared, self.passes, self.memo, self._trial, progress)
+        then = config.then or (self._replay.then if self._replay is not None else None)
+        self.conversion = Conversion(then, inputs.calibration) if then is not None else None
+        self._targeting = Targeting(
+            prepared, self.passes, self.memo, self._trial, progress, self.conversion
+        )
         remember_facts(facts, self.memo)
 
     @property
@@ -119,7 +125,8 @@ class Planner:
             needy = needing_data(self._replay, self.passes)
             # In one go: by itself, each would have the network walked over again.
             layer_moments(self._facts, linear_among(self._facts, needy))
-            return self._replay
+            precision = self.conversion.precision if self.conversion is not None else None
+            return replace(self._replay, then=precision)
         options = self._offers()
         choice = self._choose(options)
         self._last = choice.chosen
@@ -137,6 +144,7 @@ class Planner:
             gate=self._config.gated,
             notes=(*choice.notes, *(() if self._config.gated else (_UNGATED,))),
             predictions=choice.predictions,
+            then=self._config.then,
         )
 
     def repaired(self, rewritten: Rewritten) -> Repaired | None:

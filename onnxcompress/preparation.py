@@ -131,7 +131,17 @@ def _context(facts: Facts, inputs: Inputs, passes: Sequence[Pass[Any]], config: 
     """Everything that findings depend on; nothing is kept without a folder to keep it in."""
     if config.run is None:
         return ""
-    names = ("targets", "max_drop", "min_snr", "confidence", "metric", "gated", "repair", "samples")
+    names = (
+        "targets",
+        "max_drop",
+        "min_snr",
+        "confidence",
+        "metric",
+        "gated",
+        "repair",
+        "samples",
+        "then",
+    )
     both = (inputs.calibration, inputs.verdict)
     return repr(
         [

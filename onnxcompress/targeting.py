@@ -22,6 +22,7 @@ from onnxcompress.latency.interleave import Budget, QuietHours, Timing, interlea
 from onnxcompress.latency.table import LayerTiming
 from onnxcompress.plan.branch_path import branch_path
 from onnxcompress.plan.contract import Candidate, Pass
+from onnxcompress.plan.correction import Correction
 from onnxcompress.plan.gate import Key
 from onnxcompress.plan.measured import along_path, for_measured_targets
 from onnxcompress.plan.search import (
@@ -36,6 +37,7 @@ from onnxcompress.plan.search import (
 from onnxcompress.preparation import Prepared
 from onnxcompress.progress import Progress
 from onnxcompress.rewrite.manager import rewrite
+from onnxcompress.rewrite.precision import Conversion
 from onnxcompress.trial import CalibrationTrial
 from onnxcompress.verify.verdict import Verdict
 
@@ -58,6 +60,7 @@ class Targeting:
         memo: results shared by the editors of the job.
         trial: carries choices out and measures what becomes of the outputs.
         progress: told what happens.
+        conversion: what becomes of a result's precision; targets hold for what comes out.
     """
 
     def __init__(
@@ -67,12 +70,15 @@ class Targeting:
         memo: Memo,
         trial: CalibrationTrial,
         progress: Progress,
+        conversion: Conversion | None = None,
     ) -> None:
         self._prepared, self._passes, self._memo = prepared, passes, memo
+        self._conversion = conversion
         self._trial, self._progress = trial, progress
         self._targets = prepared.config.targets
         self._margins: dict[str, float] = {"latency": _NOISE}
         self._measured: dict[Chosen, dict[str, float]] = {}
+        self._slopes: dict[str, float] = {}
         self._epoch, self._misses = 0, 0
         self._path: Chosen | None = None
         self._length: int | None = None
@@ -108,7 +114,7 @@ class Targeting:
         if "latency" not in self._targets:
             # What a branch is good for is time; at equal MACs it goes where probes call it cheap.
             both = [choose(()), self._measured_choice(sites, damages, timings)]
-            able = [choice for choice in both if choice.meets and choice.chosen]
+            able = [choice for choice in both if choice.meets]
             if len(able) > 1 and any(candidate in place for candidate in able[1].chosen):
                 return min(able, key=lambda choice: self._trial(choice.chosen).error)
             if able:
@@ -172,17 +178,23 @@ class Targeting:
         timings: Mapping[Key, LayerTiming],
         given: Chosen = (),
     ) -> Choice:
-        return for_measured_targets(
+        known = {
+            kind: Correction(self._head_start.get(kind, 0.0), self._slopes.get(kind, 1.0))
+            for kind in self._targets
+        }
+        choice = for_measured_targets(
             sites,
             self._targets,
             self._baseline,
             timings,
             damages,
-            slack=self._head_start,
+            known=known,
             margins=self._margins,
             measure=self._remains,
             given=given,
         )
+        self._slopes = {kind: correction.slope for kind, correction in known.items()}
+        return choice
 
     def _branches_in_order(
         self,
@@ -241,6 +253,8 @@ class Targeting:
 
     def _figures(self, model: onnx.ModelProto) -> dict[str, float]:
         prepared = self._prepared
+        if self._conversion is not None:
+            model = self._conversion(model, briefly=True)
         cost = model_cost(model, shapes_for(model, prepared.facts.sizes))
         found = {"macs": float(cost.macs), "params": float(cost.params)}
         found["size"] = float(model.ByteSize())
@@ -277,7 +291,7 @@ class Targeting:
     @cached_property
     def _head_start(self) -> dict[str, float]:
         """How much more than the original the network costs that candidates are weighed on."""
-        if not self._prepared.groundwork.rounds:
+        if not self._prepared.groundwork.rounds and self._conversion is None:
             return {}
         figures = self._prepared.journal.recall(
             f"figures {self._epoch} of the groundwork",

@@ -12,6 +12,7 @@ import click
 from onnxcompress.cli import options as shared
 from onnxcompress.cli.console import errors, output, progress_for
 from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR, REPAIRS, SAMPLES
+from onnxcompress.plan.targets import PRECISIONS
 
 
 @click.command("compress")
@@ -90,6 +91,12 @@ from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR, REPAIRS, SAMP
     default=SAMPLES,
     show_default=True,
     help="Inputs of --data that moments and repair look at, at most.",
+)
+@click.option(
+    "--then",
+    type=click.Choice(PRECISIONS),
+    help="Convert the result by ONNX Runtime's own converters; targets and bounds hold for what "
+    "comes out. int8 takes ranges from --data.",
 )
 @click.option("--exclude", multiple=True, metavar="REGEX", help="Node names to leave alone.")
 @click.option("--plan", "plan_file", type=click.Path(), metavar="FILE", help="Replay this plan.")
@@ -202,6 +209,7 @@ def make_config(values: dict[str, Any]) -> Any:
         repair=values["repair"],
         samples=values["samples"],
         exclude=tuple(values["exclude"]),
+        then=values["then"],
         plan=Path(values["plan_file"]) if values["plan_file"] else None,
         run=Path(values["run_dir"]) if values["run_dir"] else None,
         seed=values["seed"],

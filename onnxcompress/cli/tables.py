@@ -90,6 +90,9 @@ def _accuracy(report: Mapping[str, Any], console: Console) -> None:
                 f"{_db(worst['snr_db'])} on random ones); --data or --eval has it measured"
             )
         )
+    if report["then"] is not None:
+        before = report["then"]["before_conversion"]["words"]
+        console.print(Text(f"before conversion to {report['then']['precision']}: {before}"))
     if report["latency_ratio"]["slower"]:
         console.print(Text("the result is SLOWER than the original on this machine", style="bold"))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from onnxcompress.latency.table import LayerTiming
+from onnxcompress.plan.correction import Correction
 from onnxcompress.plan.gate import Key
 from onnxcompress.plan.search import (
     Baseline,
@@ -45,7 +46,7 @@ def for_measured_targets(
     timings: Mapping[Key, LayerTiming],
     damages: Damages,
     *,
-    slack: Mapping[str, float],
+    known: Mapping[str, Correction],
     margins: Mapping[str, float],
     measure: Callable[[Chosen], Remains],
     given: Chosen = (),
@@ -58,8 +59,7 @@ def for_measured_targets(
         baseline: what the original costs.
         timings: measured layer timings; needed for a latency target.
         damages: expected error of every candidate.
-        slack: per kind, how much more to save than the sum of the candidates' savings says, to
-            start with.
+        known: per kind, what the network saves by what its candidates save in sum; learns.
         margins: per kind, fraction of the original by which to end below the target.
         measure: carries a choice out and measures what remains.
         given: what is taken in any case; not among `sites`.
@@ -70,78 +70,50 @@ def for_measured_targets(
     """
     totals = {kind: baseline.total(kind) for kind in targets}
     own = {kind: sum(savings([given], kind, timings)[0]) if given else 0.0 for kind in targets}
-    more = {kind: slack.get(kind, 0.0) - own[kind] for kind in targets}
-    seen: set[tuple[Chosen, bool]] = set()
+    nudge = 0.0
     met: tuple[float, Choice] | None = None
     missed: tuple[float, Choice] | None = None
-    predictions: list[Prediction] = []
-    told: set[Chosen] = set()
+    predictions: dict[Chosen, Prediction] = {}
     for _ in range(_TRIES):
-        choice = for_targets(sites, targets, baseline, timings, damages, slack=more)
+        needs = {k: totals[k] * (1.0 - targets[k] + margins.get(k, 0.0)) for k in targets}
+        demands = {k: known[k].sum_for(needs[k]) - own[k] + nudge * totals[k] for k in targets}
+        choice = for_targets(sites, targets, baseline, timings, damages, demands=demands)
         choice = replace(choice, chosen=(*given, *choice.chosen))
         if not choice.chosen:
             break
         remains = measure(choice.chosen)
-        if choice.chosen not in told:
-            # What is measured twice says nothing about how well savings add up.
-            left = {kind: totals[kind] + own[kind] + more[kind] for kind in targets}
-            predictions.append(
-                _compared(choice.chosen, left, remains, totals, timings, corrections=len(told))
-            )
-            told.add(choice.chosen)
-        missing = {
-            kind: remains[kind] / totals[kind] - fraction + margins.get(kind, 0.0)
-            for kind, fraction in targets.items()
-        }
-        over, under = max(missing.values()), -sum(missing.values())
+        shares = {kind: remains[kind] / totals[kind] for kind in targets}
+        missing = {k: shares[k] - targets[k] + margins.get(k, 0.0) for k in targets}
+        tightest = max(missing, key=lambda kind: missing[kind])
+        over, under = missing[tightest], -sum(missing.values())
+        sums = {kind: sum(savings([choice.chosen], kind, timings)[0]) for kind in targets}
+        seen = choice.chosen in predictions
+        if not seen:
+            expected = {k: 1.0 - known[k].saved(sums[k]) / totals[k] for k in targets}
+            predictions[choice.chosen] = Prediction(expected, shares, len(predictions))
+        for kind in targets:
+            known[kind].add(sums[kind], totals[kind] - remains[kind])
         if over <= 0.0:
             if met is None or under < met[0]:
-                met = under, _told(choice, remains, totals, meets=True)
-            if all(-_CLOSE.get(kind, _COUNTED_CLOSE) <= m for kind, m in missing.items()):
+                met = under, _told(choice, shares, meets=True)
+            if seen or over >= -_CLOSE.get(tightest, _COUNTED_CLOSE):
                 break
-        elif missed is None or over < missed[0]:
-            missed = over, _told(choice, remains, totals, meets=False)
-        if (choice.chosen, choice.meets) in seen and not choice.meets:
-            break
-        seen.add((choice.chosen, choice.meets))
-        for kind, amount in missing.items():
-            more[kind] = more.get(kind, 0.0) + amount * totals[kind]
+        else:
+            if missed is None or over < missed[0]:
+                missed = over, _told(choice, shares, meets=False)
+            if seen and (met or not choice.meets):
+                break
+            # What saves too little and comes again is too little: more is asked for.
+            nudge += over if seen else 0.0
     best = met or missed
     found = best[1] if best is not None and (met or choice.chosen) else choice
-    return replace(found, predictions=tuple(predictions))
+    return replace(found, predictions=tuple(predictions.values()))
 
 
-def _compared(
-    chosen: Chosen,
-    without: Remains,
-    remains: Remains,
-    totals: Remains,
-    timings: Mapping[Key, LayerTiming],
-    *,
-    corrections: int,
-) -> Prediction:
-    """What was expected of a choice, and what was measured.
-
-    Args:
-        chosen: the candidates.
-        without: what was expected to be left without any of them.
-        remains: what was measured.
-        totals: the original's own figures.
-        timings: measured layer timings.
-        corrections: how often the expectation was corrected.
-    """
-    saved = {kind: sum(savings([chosen], kind, timings)[0]) for kind in totals}
-    return Prediction(
-        {kind: (without[kind] - saved[kind]) / totals[kind] for kind in totals},
-        {kind: remains[kind] / totals[kind] for kind in totals},
-        corrections,
-    )
-
-
-def _told(choice: Choice, remains: Remains, totals: Remains, *, meets: bool) -> Choice:
+def _told(choice: Choice, shares: Remains, *, meets: bool) -> Choice:
     """The choice with what was measured of it."""
-    shares = ", ".join(f"{kind} {remains[kind] / total:.3f}" for kind, total in totals.items())
-    return replace(choice, notes=(*choice.notes, f"measured before repair: {shares}"), meets=meets)
+    words = ", ".join(f"{kind} {share:.3f}" for kind, share in shares.items())
+    return replace(choice, notes=(*choice.notes, f"measured before repair: {words}"), meets=meets)
 
 
 def along_path(

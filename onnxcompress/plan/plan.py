@@ -12,7 +12,7 @@ from onnxcompress.errors import UsageError
 from onnxcompress.plan.contract import Candidate, Pass, Refusal, candidate_from_dict
 from onnxcompress.plan.registry import make_pass, options
 from onnxcompress.plan.search import Prediction
-from onnxcompress.plan.targets import check_targets
+from onnxcompress.plan.targets import PRECISIONS, check_targets
 
 VERSION = 1
 Rounds = tuple[tuple[Candidate[Any], ...], ...]
@@ -33,6 +33,7 @@ class Plan:
         gate: whether rewrites were timed and slower ones dropped.
         notes: how the plan was found, in words.
         predictions: choices that were measured on the way; not part of the plan file.
+        then: the precision that the result is converted to.
     """
 
     model_digest: str
@@ -44,11 +45,12 @@ class Plan:
     notes: tuple[str, ...] = ()
     first: Rounds = ()
     predictions: tuple[Prediction, ...] = ()
+    then: str | None = None
 
     @property
     def empty(self) -> bool:
         """Whether nothing would be rewritten."""
-        return not self.chosen and not self.first
+        return not self.chosen and not self.first and self.then is None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in a fixed order."""
@@ -58,6 +60,7 @@ class Plan:
             "passes": [{"name": name, "options": dict(values)} for name, values in self.passes],
             "targets": dict(self.targets),
             "gate": self.gate,
+            "then": self.then,
             "first": [[candidate.to_dict() for candidate in one] for one in self.first],
             "chosen": [candidate.to_dict() for candidate in self.chosen],
             "refusals": [
@@ -118,7 +121,10 @@ def read_plan(path: Path) -> tuple[Plan, list[Pass[Any]]]:
             gate=bool(values.get("gate", True)),
             notes=tuple(values.get("notes", [])),
             first=first,
+            then=values.get("then"),
         )
+        if plan.then not in (None, *PRECISIONS):
+            raise UsageError(f"plan '{path}' converts to '{plan.then}', which is not known here")
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UsageError):
             raise

@@ -154,7 +154,7 @@ def for_targets(
     timings: Mapping[Key, LayerTiming],
     damages: Damages,
     *,
-    slack: Mapping[str, float] | None = None,
+    demands: Mapping[str, float] | None = None,
 ) -> Choice:
     """Meet every target with the least total damage.
 
@@ -164,17 +164,15 @@ def for_targets(
         baseline: what the original costs.
         timings: measured layer timings; needed for a latency target.
         damages: expected error of every candidate.
-        slack: per kind, how much more to save than counted, because a first try fell short.
+        demands: per kind, the sum of savings that meets the target; as counted if left out.
 
     Returns:
         A choice that meets the targets; or, where none does, the one that saves the most.
     """
     saved = {kind: savings(sites, kind, timings) for kind in targets}
     totals = {kind: baseline.total(kind) for kind in targets}
-    demands = {
-        kind: totals[kind] * (1.0 - fraction) + (slack or {}).get(kind, 0.0)
-        for kind, fraction in targets.items()
-    }
+    if demands is None:
+        demands = {kind: totals[kind] * (1.0 - fraction) for kind, fraction in targets.items()}
     barred = conflicts(sites)
     found = least_damage(damages, saved, demands, conflicts=barred)
     if found is None:

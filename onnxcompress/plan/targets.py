@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from onnxcompress.errors import UsageError
 
 KINDS = ("latency", "macs", "params", "size")
+PRECISIONS = ("fp16", "int8")
+"""What the result may be converted to."""
 
 
 def parse_target(text: str) -> tuple[str, float]:

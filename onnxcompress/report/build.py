@@ -25,8 +25,10 @@ from onnxcompress.plan.gate import Key, candidate_key
 from onnxcompress.plan.plan import Plan
 from onnxcompress.rewrite.manager import Proof
 from onnxcompress.rewrite.mender import Mender
+from onnxcompress.rewrite.precision import Conversion
 from onnxcompress.rewrite.repair import Repaired
 from onnxcompress.runtime import Execution, device_name
+from onnxcompress.verify.accuracy import Accuracy
 from onnxcompress.verify.intervals import json_number
 from onnxcompress.verify.verdict import Verdict
 
@@ -49,6 +51,8 @@ def build_report(
     result: onnx.ModelProto | None = None,
     repaired: Repaired | None = None,
     repair: Mender | None = None,
+    conversion: Conversion | None = None,
+    unconverted: Accuracy | None = None,
     seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Everything about one job; figures are measured or counted, never assumed."""
@@ -88,6 +92,7 @@ def build_report(
             {"pass": p.pass_name, "relative_error": p.error, "samples": p.samples} for p in proofs
         ],
         "repair": repair_summary(repaired, repair),
+        "then": conversion_summary(conversion, unconverted),
         "exact": exact_rewrites(plan, timings),
         "layers": layer_table(facts, plan, timings, result),
         "refusals": [
@@ -126,6 +131,22 @@ def repair_summary(repaired: Repaired | None, mender: Mender | None) -> dict[str
         ],
         "left": dict(repaired.left),
         "notes": repaired.shortages(),
+    }
+
+
+def conversion_summary(
+    conversion: Conversion | None, unconverted: Accuracy | None
+) -> dict[str, Any] | None:
+    """The precision asked for, and what the compressed model lost before it was changed."""
+    if conversion is None or unconverted is None:
+        return None
+    return {
+        "precision": conversion.precision,
+        "before_conversion": {
+            "metric": unconverted.after.to_dict() if unconverted.after else None,
+            "drop": unconverted.drop.to_dict() if unconverted.drop else None,
+            "words": unconverted.words,
+        },
     }
 
 

@@ -10,8 +10,17 @@ from __future__ import annotations
 import onnx
 
 
-def interface_differences(original: onnx.ModelProto, result: onnx.ModelProto) -> list[str]:
-    """What a caller would see changed, one sentence each; empty when the interface is the same."""
+def interface_differences(
+    original: onnx.ModelProto, result: onnx.ModelProto, *, converted: bool = False
+) -> list[str]:
+    """What a caller would see changed, one sentence each; empty when the interface is the same.
+
+    Args:
+        original: the model as it was given.
+        result: what is to be written.
+        converted: whether the result's precision was changed: operators of another precision may
+            need a newer opset.
+    """
     differences: list[str] = []
     for kind, before, after in (
         ("input", _true_inputs(original), _true_inputs(result)),
@@ -28,7 +37,7 @@ def interface_differences(original: onnx.ModelProto, result: onnx.ModelProto) ->
                 differences.append(f"type or shape of {kind} '{old.name}' changed")
     opsets_before = {(o.domain, o.version) for o in original.opset_import}
     opsets_after = {(o.domain, o.version) for o in result.opset_import}
-    if opsets_before != opsets_after:
+    if opsets_before != opsets_after and not converted:
         differences.append(f"opsets are {sorted(opsets_after)}, were {sorted(opsets_before)}")
     metadata_before = [(p.key, p.value) for p in original.metadata_props]
     metadata_after = [(p.key, p.value) for p in result.metadata_props]

@@ -97,6 +97,7 @@ def verify(
     seed: int,
     budget: Budget | None = None,
     quiet: QuietHours | None = None,
+    converted: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verdict:
     """Measure and judge a rewritten model against the original as it was given.
@@ -112,6 +113,7 @@ def verify(
         seed: for bootstrap intervals and random inputs.
         budget: how long to time.
         quiet: what is known of the original's times on a quiet machine.
+        converted: whether the result's precision was changed.
         progress: called with rounds of timing done.
 
     Raises:
@@ -145,7 +147,7 @@ def verify(
         accuracy=accuracy,
         failures=(),
     )
-    failures = interface_differences(original, result)
+    failures = interface_differences(original, result, converted=converted)
     if not accuracy.ok:
         failures.append(accuracy.words)
     failures += _missed(verdict, bounds)

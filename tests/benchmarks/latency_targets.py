@@ -78,10 +78,16 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def case_path(out: Path, name: str, target: float) -> Path:
+    path = out / f"{name}-{target}"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def one_case(subject: Subject, target: float, threads: int, out: Path) -> None:
     """Compress, and leave the model and its report behind; exit codes as the command's."""
     calibration, judged = split_inputs(subject)
-    where = out / f"{subject.model}-{target}"
+    where = case_path(out, subject.model, target)
     try:
         result = oc.compress(
             SHARED / "models" / f"{subject.model}.onnx",
@@ -93,11 +99,11 @@ def one_case(subject: Subject, target: float, threads: int, out: Path) -> None:
             threads=threads,
         )
     except oc.BoundError as error:
-        where.with_suffix(".report.json").write_text(json.dumps(json_safe(error.report)))
+        where / "report.json".write_text(json.dumps(json_safe(error.report)))
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from error
-    where.with_suffix(".onnx").write_bytes(result.model.SerializeToString())
-    where.with_suffix(".report.json").write_text(json.dumps(json_safe(result.report)))
+    where / "out.onnx".write_bytes(result.model.SerializeToString())
+    where / "report.json".write_text(json.dumps(json_safe(result.report)))
 
 
 def run_case(name: str, target: float, threads: int, out: Path) -> dict[str, Any]:
@@ -113,8 +119,8 @@ def run_case(name: str, target: float, threads: int, out: Path) -> dict[str, Any
     )
     row: dict[str, Any] = {"network": name, "target": target, "exit": done.returncode}
     row["seconds"] = time.monotonic() - started
-    where = out / f"{name}-{target}"
-    report_path = where.with_suffix(".report.json")
+    where = case_path(out, name, target)
+    report_path = where / "report.json"
     if done.returncode not in (0, 1) or not report_path.exists():
         raise SystemExit(f"{name} at {target}: {done.stderr[-2000:]}")
     report = json.loads(report_path.read_text())
@@ -123,7 +129,7 @@ def run_case(name: str, target: float, threads: int, out: Path) -> dict[str, Any
     row["predictions"] = report["predictions"]
     row["stages"] = report["seconds"]
     if done.returncode == 0:
-        row["fresh"], row["ci95"] = fresh_ratio(name, where.with_suffix(".onnx"), threads)
+        row["fresh"], row["ci95"] = fresh_ratio(name, where / "out.onnx", threads)
     else:
         row["error"] = done.stderr.strip().splitlines()[-1]
     print(json.dumps({k: v for k, v in row.items() if k not in ("predictions", "stages")}))

@@ -9,6 +9,7 @@ import pytest
 
 from onnxcompress.graph.cost import Cost
 from onnxcompress.plan.contract import Candidate
+from onnxcompress.plan.correction import Correction
 from onnxcompress.plan.measured import along_path, for_measured_targets
 from onnxcompress.plan.probes import predicted
 from onnxcompress.plan.search import Baseline, Choice, Outcome
@@ -38,7 +39,7 @@ def measured(
         BASELINE,
         {},
         predicted(sites),
-        slack={"macs": start},
+        known={"macs": Correction(start)},
         margins={"macs": margin},
         measure=measure,
     )
@@ -54,7 +55,7 @@ def fine(offer: Offer) -> Sites:
     ]
 
 
-@pytest.mark.parametrize("share", [1.0, 0.8, 1.3])
+@pytest.mark.parametrize("share", [1.0, 0.8, 1.3, 3.0, 0.6])
 @pytest.mark.parametrize("target", [0.7, 0.5])
 def test_met_and_not_far_below(fine: Sites, target: float, share: float) -> None:
     """Whether savings are over- or underestimated, the target is met within one percent."""
@@ -62,6 +63,30 @@ def test_met_and_not_far_below(fine: Sites, target: float, share: float) -> None
     saved = share * sum(c.saving.macs for c in choice.chosen)
     assert -1e-6 <= saved - 10_000 * (1 - target) <= 100.0
     assert len(seen) <= 10
+
+
+def test_sums_in_another_unit(offer: Offer) -> None:
+    """Everything on offer seems too little, but saves nearly all: then less of it is enough."""
+    sites = [
+        [offer(f"n{i}", w, (20 * w, 5 * w, 20 * w), 0.001 * w * w) for w in range(1, 11)]
+        for i in range(20)
+    ]
+    choice, seen = measured(sites, 0.6, share=2.4)
+    assert seen[0] < 500.0
+    saved = 2.4 * sum(c.saving.macs for c in choice.chosen)
+    assert choice.meets
+    assert 4_000 <= saved <= 4_100
+
+
+def test_what_was_expected_is_told(fine: Sites) -> None:
+    """The sums are a fifth too high, which the first measurement tells and the second shows."""
+    choice, seen = measured(fine, 0.5, share=0.8)
+    first, second = choice.predictions[:2]
+    assert [first.corrections, second.corrections] == [0, 1]
+    assert first.expected["macs"] == pytest.approx(0.5, abs=0.005)
+    assert first.measured["macs"] == pytest.approx(seen[0] / 10_000)
+    assert first.measured["macs"] == pytest.approx(0.6, abs=0.005)
+    assert second.expected["macs"] == pytest.approx(second.measured["macs"], abs=1e-6)
 
 
 def test_one_coarse_candidate(offer: Offer) -> None:
@@ -109,7 +134,7 @@ def test_several_targets_at_once(fine: Sites) -> None:
         BASELINE,
         {},
         predicted(fine),
-        slack={},
+        known={"macs": Correction(), "size": Correction()},
         margins={},
         measure=measure,
     )
@@ -132,7 +157,7 @@ def test_what_is_given_counts(fine: Sites) -> None:
         BASELINE,
         {},
         predicted(fine[1:]),
-        slack={},
+        known={"macs": Correction()},
         margins={},
         measure=measure,
         given=(given,),
@@ -154,7 +179,7 @@ def test_what_is_given_is_enough(offer: Offer) -> None:
             BASELINE,
             {},
             [[0.5]],
-            slack={},
+            known={"macs": Correction()},
             margins={},
             measure=lambda chosen: {"macs": 10_000.0 - sum(c.saving.macs for c in chosen)},
             given=given,

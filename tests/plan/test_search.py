@@ -85,10 +85,10 @@ def test_sensitivity_decides_where_damage_is_done(sites: Sites) -> None:
     assert names(found.chosen) == ["b1", "c1"]
 
 
-def test_slack_is_added_to_the_demand(sites: Sites) -> None:
+def test_a_demand_takes_the_place_of_what_is_counted(sites: Sites) -> None:
     damages = predicted(sites)
     assert names(for_targets(sites, {"size": 0.95}, BASELINE, {}, damages).chosen) == ["c1"]
-    more = for_targets(sites, {"size": 0.95}, BASELINE, {}, damages, slack={"size": 500.0})
+    more = for_targets(sites, {"size": 0.95}, BASELINE, {}, damages, demands={"size": 1700.0})
     assert names(more.chosen) == ["a1", "c1"]
 
 
