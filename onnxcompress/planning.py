@@ -246,6 +246,8 @@ class Planner:
     def _choose(self, options: Options) -> Choice:
         sites = options.sites
         if self._config.targets:
+            if self._targeting.met_already():
+                return Choice((), ("the targets are met without a lossy rewrite",))
             return self._targeting.choice(
                 sites,
                 self._expected(options),

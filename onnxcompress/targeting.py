@@ -84,6 +84,12 @@ class Targeting:
         self._length: int | None = None
         self.quiet = QuietHours()
 
+    def met_already(self) -> bool:
+        """Whether exact rewrites, or the precision asked for, save enough by themselves."""
+        return bool(self._head_start) and self._enough(
+            {kind: self._baseline.total(kind) + more for kind, more in self._head_start.items()}
+        )
+
     def choice(
         self, sites: Sites, damages: Damages, timings: Mapping[Key, LayerTiming], *, by_data: bool
     ) -> Choice:
@@ -220,23 +226,22 @@ class Targeting:
         def apart(one: Candidate[Any], other: Candidate[Any]) -> bool:
             return (min(at[one], at[other]), max(at[one], at[other])) in pairs
 
-        def enough(gone: Chosen) -> bool:
-            remains = self._remains(gone)
-            return all(
-                remains[kind]
-                <= (fraction - self._margins.get(kind, 0.0)) * self._baseline.total(kind)
-                for kind, fraction in self._targets.items()
-            )
-
         path = branch_path(
             candidates,
             worth.tolist(),
             apart,
             self._trial.step,
-            enough,
+            lambda gone: self._enough(self._remains(gone)),
             progress=self._progress.step,
         )
         return [at[branch] for branch in path]
+
+    def _enough(self, remains: Mapping[str, float]) -> bool:
+        """Whether what remains meets every target, and by as much as is kept below it."""
+        return all(
+            remains[kind] <= (fraction - self._margins.get(kind, 0.0)) * self._baseline.total(kind)
+            for kind, fraction in self._targets.items()
+        )
 
     def _remains(self, chosen: Chosen) -> dict[str, float]:
         """What is left of the network after a choice, measured: milliseconds, MACs, bytes, ..."""

@@ -29,12 +29,22 @@ class Log(Silent):
         self.notes.append(words)
 
 
-def job(model: onnx.ModelProto, target: dict[str, float], log: Log | None = None) -> Result:
+def job(
+    model: onnx.ModelProto,
+    target: dict[str, float],
+    log: Log | None = None,
+    then: str | None = None,
+) -> Result:
     x = np.random.default_rng(1).standard_normal((200, 3, 8, 8)).astype(np.float32)
     passes = tuple(map(parse_pass, ("lnr:round_to=2", "tucker2:round_to=2")))
     execution = Execution(threads=1)
     config = Config(
-        passes=passes, execution=execution, targets=target, max_drop=100.0, data={"x": x}
+        passes=passes,
+        execution=execution,
+        targets=target,
+        max_drop=100.0,
+        data={"x": x},
+        then=then,
     )
     return run(model, config, log)
 
@@ -132,6 +142,27 @@ def test_the_verdict_finds_it_much_faster(
     assert result.report["remaining"]["latency"] <= 0.65
     assert len(attempts) <= 2
     assert [n for n in log.notes if "far below" in n] == ["attempt 1: " + FAR] * (len(attempts) - 1)
+
+
+@pytest.mark.parametrize(("precision", "share"), [("fp16", 0.5), ("int8", 0.25)])
+def test_the_precision_alone_meets_a_target(
+    two_blocks: onnx.ModelProto, quick: None, precision: str, share: float
+) -> None:
+    """Nothing lossy is done where the conversion saves enough; scales and nodes take their part."""
+    result = job(two_blocks, {"size": share + 0.25}, then=precision)
+    assert result.plan.chosen == ()
+    assert result.plan.then == precision
+    assert share <= result.report["remaining"]["size"] <= share + 0.25
+    assert result.report["then"]["precision"] == precision
+    assert result.report["then"]["before_conversion"]["drop"]["points"] == 0.0
+
+
+def test_targets_hold_for_what_is_written(two_blocks: onnx.ModelProto, quick: None) -> None:
+    """Half of the bytes go by precision, the rest of what is asked by rewrites."""
+    result = job(two_blocks, {"size": 0.4}, then="fp16")
+    assert result.plan.chosen
+    assert 0.35 <= result.report["remaining"]["size"] <= 0.4
+    assert result.report["remaining"]["params"] > 0.6
 
 
 FAR = "far below what was asked, planned again"

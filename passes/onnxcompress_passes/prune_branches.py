@@ -76,10 +76,13 @@ def branch_cost(facts: Facts, branch: Branch, mean: Array) -> BranchToll:
     remove_branch(editor, branch.add, branch.index, mean)
     result = editor.finish()
     new = {node.name: node for node in result.graph.node}
+    # A ReLU that this mean leaves as it is may not stand both this one and that of a branch behind.
+    threshold = facts.view.producers.get(branch.shortcut)
+    passed = threshold.name if threshold is not None and branch.add not in new else ""
     touched = tuple(
         node.name
         for node in facts.model.graph.node
-        if node.name not in new or new[node.name] != node
+        if node.name not in new or new[node.name] != node or node.name == passed
     )
     left = sum(facts.macs(name) for name in facts.view.nodes if name in new)
     after = sum((tensor_cost(tensor) for tensor in result.graph.initializer), Cost(left))

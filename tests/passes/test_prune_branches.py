@@ -22,7 +22,7 @@ from onnxcompress.plan.contract import Candidate, Site, candidate_from_dict
 from onnxcompress.plan.search import by_rule, conflicts
 from onnxcompress.rewrite.manager import rewrite
 from onnxcompress_passes.prune import Prune
-from onnxcompress_passes.prune_branches import branches
+from onnxcompress_passes.prune_branches import branch_cost, branches
 from onnxcompress_passes.prune_setting import KeptChannels
 
 Array = np.ndarray
@@ -237,6 +237,26 @@ def test_with_channels_of_the_stream_gone(
     assert any((v[1] == 0).sum() >= 3 for v in operands.values())
     assert_close(kit, result, forced(reference, operands), feeds)
     assert kit.operators(result).count("Max") <= 1
+
+
+@pytest.mark.parametrize("signs", list(itertools.product([-0.75, 0.75], repeat=2)))
+def test_means_that_only_together_move_a_threshold(
+    nets: Any, kit: Any, signs: tuple[float, float]
+) -> None:
+    """A negative mean leaves the ReLU in front as it is, until that of the next branch joins it.
+
+    Neither branch alone changes the ReLU; what both change together, one of them announces.
+    """
+    model, feeds, facts = prepared(nets, "two blocks")
+    chosen, means = [], {}
+    for branch, value in zip(branches(facts).values(), signs, strict=True):
+        mean = np.full(8, value)
+        toll = branch_cost(facts, branch, mean)
+        setting = KeptChannels((), tuple(mean.tolist()))
+        site = Site("prune", branch.add)
+        chosen.append(Candidate(site, setting, toll.touches, toll.before, toll.after, 0.0))
+        means[branch.add] = (branch.index, mean)
+    assert_close(kit, applied(model, *chosen), forced(model, means), feeds)
 
 
 def test_replayed_from_the_plan_file(nets: Any) -> None:
