@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,24 +22,40 @@ from onnxcompress.cli.console import errors, output
     metavar="NAME[:KEY=VALUE,...]",
     help="A pass to ask; repeat for several [default: every installed pass].",
 )
+@click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Show what this plan would do, and whether it fits MODEL.",
+)
 @shared.size_options
 @shared.json_option
 def inspect_command(
-    source: str, passes: tuple[str, ...], shapes: tuple[str, ...], batch: int | None, as_json: bool
+    source: str,
+    passes: tuple[str, ...],
+    plan_file: Path | None,
+    shapes: tuple[str, ...],
+    batch: int | None,
+    as_json: bool,
 ) -> None:
     """List every layer of MODEL with its cost and what each pass could do there, or why not.
 
     And other nodes that a pass could do something about. With the channels that have to go
-    together. Nothing is written.
+    together. With --plan, what that plan would do to MODEL. Nothing is written.
     """
     from onnxcompress.analyse.facts import analyse
     from onnxcompress.analyse.sizes import parse_shape, representative_sizes
+    from onnxcompress.cli.inspect_plan import plan_summary, show_plan
     from onnxcompress.cli.tables import layers, number, octets
+    from onnxcompress.errors import UsageError
     from onnxcompress.load.canonical import canonicalise
     from onnxcompress.load.source import read_source
     from onnxcompress.plan.options import collect
     from onnxcompress.plan.registry import make_pass, parse_pass, registered
 
+    if plan_file is not None and passes:
+        raise UsageError("--plan says which passes take part: leave out --pass")
     chosen = tuple(parse_pass(text) for text in passes) or tuple(make_pass(n) for n in registered())
     given = read_source(shared.model_source(source))
     canonical = canonicalise(given.model)
@@ -46,6 +63,13 @@ def inspect_command(
         canonical.model, dict(parse_shape(text) for text in shapes), batch=batch
     )
     facts = analyse(canonical.model, sizes)
+    if plan_file is not None:
+        summary = {"model": given.label, **plan_summary(facts, plan_file)}
+        if as_json:
+            click.echo(json.dumps(summary, indent=2))
+        else:
+            show_plan(summary, output)
+        return
     rows = _rows(facts, collect(facts, chosen), chosen)
     total = facts.total()
     summary = {

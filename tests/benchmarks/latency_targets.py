@@ -99,11 +99,11 @@ def one_case(subject: Subject, target: float, threads: int, out: Path) -> None:
             threads=threads,
         )
     except oc.BoundError as error:
-        where / "report.json".write_text(json.dumps(json_safe(error.report)))
+        (where / "report.json").write_text(json.dumps(json_safe(error.report)))
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from error
-    where / "out.onnx".write_bytes(result.model.SerializeToString())
-    where / "report.json".write_text(json.dumps(json_safe(result.report)))
+    (where / "out.onnx").write_bytes(result.model.SerializeToString())
+    (where / "report.json").write_text(json.dumps(json_safe(result.report)))
 
 
 def run_case(name: str, target: float, threads: int, out: Path) -> dict[str, Any]:

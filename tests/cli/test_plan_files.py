@@ -64,6 +64,44 @@ def test_replayed_to_the_same_bytes(cli: Callable[..., Any], model: Path, plan: 
     assert model.with_name("out.onnx").read_bytes() == direct.read_bytes()
 
 
+def test_inspected(cli: Callable[..., Any], model: Path, plan: Path) -> None:
+    """What it would do, layer by layer, in a table and as JSON; and for other weights as well."""
+    shown = cli("inspect", model, "--plan", plan)
+    assert shown.code == 0, shown.err
+    words = " ".join(shown.out.split())
+    assert "made for this very model; asked: no target; gate off" in words
+    assert "2 rewrites; " in words
+    listed = cli("inspect", model, "--plan", plan, "--json")
+    rows = {row["node"]: row for row in json.loads(listed.out)["rewrites"]}
+    assert set(rows) == {"conv2", "point"}
+    assert rows["conv2"]["what"] in words
+    after = 42 * (24 * 8 + 8 * 8 * 9 + 8 * 32)
+    assert rows["conv2"]["macs"] == [42 * 32 * 24 * 9, after]
+
+    other = onnx.load(model)
+    values = onnx.numpy_helper.to_array(other.graph.initializer[0]) * 2
+    other.graph.initializer[0].CopyFrom(
+        onnx.numpy_helper.from_array(values, other.graph.initializer[0].name)
+    )
+    onnx.save(other, model.with_name("retrained.onnx"))
+    shown = cli("inspect", model.with_name("retrained.onnx"), "--plan", plan)
+    assert "made for other weights of this architecture" in " ".join(shown.out.split())
+
+
+def test_inspected_for_another_network(
+    cli: Callable[..., Any], model: Path, plan: Path, tmp_path: Path
+) -> None:
+    other = onnx.load(model)
+    for node in other.graph.node:
+        node.name = f"{node.name}_b"
+    onnx.save(other, tmp_path / "other.onnx")
+    shown = cli("inspect", tmp_path / "other.onnx", "--plan", plan)
+    assert shown.code == 2
+    assert "another architecture" in shown.err
+    assert cli("inspect", model, "--plan", plan, "--pass", "svd").code == 2
+    assert cli("inspect", model, "--plan", tmp_path / "none.json").code == 2
+
+
 def test_the_plan_in_a_report_can_be_replayed(
     cli: Callable[..., Any], model: Path, samples: Path
 ) -> None:
