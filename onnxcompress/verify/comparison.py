@@ -242,7 +242,8 @@ class Comparison:
                 ok,
                 f"{name} goes from {np.mean(before):.6g} to {np.mean(after):.6g} over "
                 f"{before.size} samples, a drop of {points:.6g} points, which is "
-                f"{'within' if ok else 'above'} the {max_drop:.6g} points allowed.",
+                f"{'within' if ok else 'above'} the {max_drop:.6g} points allowed."
+                f"{_how_certain(self._drop(_REPORT_LEVEL), max_drop) if ok else ''}",
             )
         drop = self._drop(confidence)
         if drop.method != "tango" and drop.n < 2:
@@ -286,6 +287,16 @@ class Comparison:
             f"{measured}, and the lower end of the outputs' {100 * confidence:g} % intervals, "
             f"{low:.6g} dB, is {'at least' if ok else 'below'} the {min_snr:.6g} dB demanded.",
         )
+
+
+def _how_certain(drop: Drop, max_drop: float) -> str:
+    """What the interval of a drop that is allowed says, where it reaches beyond."""
+    if not drop.interval.high > max_drop + _TOLERANCE:
+        return ""
+    return (
+        f" Its {100 * drop.interval.level:g} % interval reaches {drop.interval.high:.3g} points"
+        f"{_what_would_settle(drop, max_drop)}."
+    )
 
 
 def _what_would_settle(drop: Drop, max_drop: float) -> str:

@@ -104,6 +104,18 @@ def test_confidence_judges_the_upper_end(compared):
     assert "settle" not in comparison.passes(19.0, confidence=0.95).reason
 
 
+def test_an_allowed_drop_says_how_certain_it_is(compared):
+    comparison = compared(BEFORE * 30, AFTER * 30, np.tile(LABELS, 30))
+    upper = 100 * tango_interval(90, 30, 300).high
+    needed = samples_for_half_width(90, 30, 300, points=1.0)
+    assert comparison.passes(21.0).ok
+    assert comparison.passes(21.0).reason.endswith(
+        f"points allowed. Its 95 % interval reaches {upper:.3g} points; about {needed} samples "
+        "could settle it."
+    )
+    assert comparison.passes(upper + 0.1).reason.endswith("points allowed.")
+
+
 def test_gains_pass_and_large_margins_do_not_break_the_hint(compared):
     assert compared([1, 1], [0, 0], np.array([0, 0])).passes(0.0).ok
     tiny = compared([1], [0], np.array([0]))
