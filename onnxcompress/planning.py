@@ -39,6 +39,7 @@ from onnxcompress.plan.search import (
 from onnxcompress.plan.stored import read_options, stored_options
 from onnxcompress.preparation import Prepared
 from onnxcompress.progress import Progress
+from onnxcompress.remainder import Remainder
 from onnxcompress.report.write import write_model
 from onnxcompress.rewrite.manager import Rewritten
 from onnxcompress.rewrite.mender import Mender
@@ -99,9 +100,8 @@ class Planner:
         )
         then = config.then or (self._replay.then if self._replay is not None else None)
         self.conversion = Conversion(then, inputs.calibration) if then is not None else None
-        self._targeting = Targeting(
-            prepared, self.passes, self.memo, self._trial, progress, self.conversion
-        )
+        self._remains = Remainder(prepared, self.passes, self.memo, self.mender, self.conversion)
+        self._targeting = Targeting(prepared, self._remains, self._trial, progress)
         remember_facts(facts, self.memo)
 
     @property
@@ -116,7 +116,7 @@ class Planner:
 
     def hours(self, attempt: int) -> QuietHours:
         """When to time the result of an attempt."""
-        return RecordedHours(self._targeting.quiet, self._prepared.journal, f"verdict {attempt}")
+        return RecordedHours(self._remains.quiet, self._prepared.journal, f"verdict {attempt}")
 
     def plan(self) -> Plan:
         """A plan under everything learned so far."""

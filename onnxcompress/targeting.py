@@ -7,26 +7,17 @@ else by the errors that probes expect. How much of the path a plan takes, trials
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-import onnx
 
-from onnxcompress.analyse.shapes import shapes_for
-from onnxcompress.analyse.sizes import random_feeds
-from onnxcompress.graph.cost import model_cost
-from onnxcompress.graph.memo import Memo
-from onnxcompress.journal import choice_name
-from onnxcompress.latency.interleave import Budget, QuietHours, Timing, interleaved
 from onnxcompress.latency.table import LayerTiming
 from onnxcompress.plan.branch_path import branch_path
-from onnxcompress.plan.contract import Candidate, Pass
+from onnxcompress.plan.contract import Candidate
 from onnxcompress.plan.correction import Correction
 from onnxcompress.plan.gate import Key
 from onnxcompress.plan.measured import along_path, for_measured_targets
 from onnxcompress.plan.search import (
-    Baseline,
     Choice,
     Chosen,
     Damages,
@@ -36,16 +27,12 @@ from onnxcompress.plan.search import (
 )
 from onnxcompress.preparation import Prepared
 from onnxcompress.progress import Progress
-from onnxcompress.rewrite.manager import rewrite
-from onnxcompress.rewrite.precision import Conversion
+from onnxcompress.remainder import Remainder
 from onnxcompress.trial import CalibrationTrial
 from onnxcompress.verify.verdict import Verdict
 
 _NOISE = 0.01
 """Fraction of the original's latency by which a plan ends below a target, because times vary."""
-
-_BRIEF = Budget(rounds=5, seconds=0.1)
-"""How long a plan's whole network is timed; the verdict takes longer."""
 
 _FAR = 0.05
 """How far below its targets a result may end before it is planned again, with fresh timings."""
@@ -56,38 +43,34 @@ class Targeting:
 
     Args:
         prepared: the job.
-        passes: the passes by name.
-        memo: results shared by the editors of the job.
+        remains: counts and times what is left of the network after a choice.
         trial: carries choices out and measures what becomes of the outputs.
         progress: told what happens.
-        conversion: what becomes of a result's precision; targets hold for what comes out.
     """
 
     def __init__(
         self,
         prepared: Prepared,
-        passes: Mapping[str, Pass[Any]],
-        memo: Memo,
+        remains: Remainder,
         trial: CalibrationTrial,
         progress: Progress,
-        conversion: Conversion | None = None,
     ) -> None:
-        self._prepared, self._passes, self._memo = prepared, passes, memo
-        self._conversion = conversion
+        self._prepared, self._remains = prepared, remains
         self._trial, self._progress = trial, progress
         self._targets = prepared.config.targets
         self._margins: dict[str, float] = {"latency": _NOISE}
-        self._measured: dict[Chosen, dict[str, float]] = {}
         self._slopes: dict[str, float] = {}
-        self._epoch, self._misses = 0, 0
+        self._misses = 0
         self._path: Chosen | None = None
         self._length: int | None = None
-        self.quiet = QuietHours()
 
     def met_already(self) -> bool:
         """Whether exact rewrites, or the precision asked for, save enough by themselves."""
-        return bool(self._head_start) and self._enough(
-            {kind: self._baseline.total(kind) + more for kind, more in self._head_start.items()}
+        return bool(self._remains.head_start) and self._enough(
+            {
+                kind: self._remains.baseline.total(kind) + more
+                for kind, more in self._remains.head_start.items()
+            }
         )
 
     def choice(
@@ -149,7 +132,7 @@ class Targeting:
         if not any(excess > 0 for excess in missed.values()):
             return False
         if not step:
-            self._believe(verdict, chosen)
+            self._remains.believe(verdict.remaining("latency"), chosen)
             self._misses += 1
         # At first new times alone may do; what is missed again is missed by more than chance.
         share = 0.5 * 1.5**step if step else float(self._misses > 1)
@@ -162,20 +145,9 @@ class Targeting:
         """Whether the result ended far below every target; times are then taken afresh."""
         if any(verdict.remaining(k) > fraction - _FAR for k, fraction in self._targets.items()):
             return False
-        self._believe(verdict, chosen)
+        self._remains.believe(verdict.remaining("latency"), chosen)
         self._length = None
         return bool(self._targets)
-
-    def _believe(self, verdict: Verdict, chosen: Chosen) -> None:
-        """Forget times that were taken under other conditions than the verdict's."""
-        if "latency" in self._targets:
-            figures = self._measured.get(chosen)
-            self._measured.clear()
-            self._epoch += 1
-            self.__dict__.pop("_head_start", None)
-            if figures is not None:
-                total = self._baseline.total("latency")
-                self._measured[chosen] = figures | {"latency": verdict.remaining("latency") * total}
 
     def _measured_choice(
         self,
@@ -185,13 +157,13 @@ class Targeting:
         given: Chosen = (),
     ) -> Choice:
         known = {
-            kind: Correction(self._head_start.get(kind, 0.0), self._slopes.get(kind, 1.0))
+            kind: Correction(self._remains.head_start.get(kind, 0.0), self._slopes.get(kind, 1.0))
             for kind in self._targets
         }
         choice = for_measured_targets(
             sites,
             self._targets,
-            self._baseline,
+            self._remains.baseline,
             timings,
             damages,
             known=known,
@@ -213,7 +185,8 @@ class Targeting:
         self._progress.stage("try branches")
         candidates = [next(c for c in sites[at] if c.removes) for at in branches]
         demands = {
-            kind: self._baseline.total(kind) * (1.0 - fraction) + self._head_start.get(kind, 0.0)
+            kind: self._remains.baseline.total(kind) * (1.0 - fraction)
+            + self._remains.head_start.get(kind, 0.0)
             for kind, fraction in self._targets.items()
         }
         wanted = {kind: demand for kind, demand in demands.items() if demand > 0.0}
@@ -239,67 +212,7 @@ class Targeting:
     def _enough(self, remains: Mapping[str, float]) -> bool:
         """Whether what remains meets every target, and by as much as is kept below it."""
         return all(
-            remains[kind] <= (fraction - self._margins.get(kind, 0.0)) * self._baseline.total(kind)
+            remains[kind]
+            <= (fraction - self._margins.get(kind, 0.0)) * self._remains.baseline.total(kind)
             for kind, fraction in self._targets.items()
         )
-
-    def _remains(self, chosen: Chosen) -> dict[str, float]:
-        """What is left of the network after a choice, measured: milliseconds, MACs, bytes, ..."""
-        if chosen not in self._measured:
-            self._measured[chosen] = self._prepared.journal.recall(
-                f"figures {self._epoch} {choice_name(chosen)}", lambda: self._counted(chosen)
-            )
-        return self._measured[chosen]
-
-    def _counted(self, chosen: Chosen) -> dict[str, float]:
-        model = self._prepared.facts.model
-        model = rewrite(model, chosen, self._passes, memo=self._memo).model
-        return self._figures(self._trial.mender.unfitted(model, chosen))
-
-    def _figures(self, model: onnx.ModelProto) -> dict[str, float]:
-        prepared = self._prepared
-        if self._conversion is not None:
-            model = self._conversion(model, briefly=True)
-        cost = model_cost(model, shapes_for(model, prepared.facts.sizes))
-        found = {"macs": float(cost.macs), "params": float(cost.params)}
-        found["size"] = float(model.ByteSize())
-        if "latency" in self._targets:
-            pair = self._timed([prepared.source.model, model], _BRIEF)
-            ratio = float(np.median(pair[1] / pair[0]))
-            found["latency"] = ratio * self._baseline.total("latency")
-        return found
-
-    def _timed(
-        self, models: list[onnx.ModelProto], budget: Budget | None = None
-    ) -> list[np.ndarray[Any, np.dtype[np.float64]]]:
-        """Milliseconds of every round, model by model."""
-        prepared = self._prepared
-        seed, sizes = prepared.config.seed, prepared.facts.sizes
-        feeds = random_feeds(prepared.source.model, sizes, seed=seed)
-
-        def take() -> list[Timing]:
-            return interleaved(models, feeds, prepared.config.execution, budget=budget)
-
-        return [timing.round_medians for timing in self.quiet.measure(take)]
-
-    @cached_property
-    def _baseline(self) -> Baseline:
-        """What the original costs, before exact rewrites."""
-        original, latency = self._prepared.source, None
-        if "latency" in self._targets:
-            latency = self._prepared.journal.recall(
-                "latency of the original",
-                lambda: float(np.median(self._timed([original.model])[0])),
-            )
-        return Baseline(self._prepared.original.total(), original.file_bytes, latency)
-
-    @cached_property
-    def _head_start(self) -> dict[str, float]:
-        """How much more than the original the network costs that candidates are weighed on."""
-        if not self._prepared.groundwork.rounds and self._conversion is None:
-            return {}
-        figures = self._prepared.journal.recall(
-            f"figures {self._epoch} of the groundwork",
-            lambda: self._figures(self._prepared.facts.model),
-        )
-        return {kind: figures[kind] - self._baseline.total(kind) for kind in self._targets}

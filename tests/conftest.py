@@ -218,7 +218,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     brief = interleave.Budget(rounds=2, seconds=0.0, min_runs=1, warmup_runs=1)
     monkeypatch.setattr(interleave, "Budget", lambda **_options: brief)
     monkeypatch.setattr("onnxcompress.groundwork._WHOLE", brief)
-    monkeypatch.setattr("onnxcompress.targeting._BRIEF", brief)
+    monkeypatch.setattr("onnxcompress.remainder._BRIEF", brief)
     monkeypatch.setattr("onnxcompress.verify.verdict.peak_memory_bytes", lambda *_: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 

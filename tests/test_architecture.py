@@ -34,6 +34,7 @@ LAYERS = [
     {"trial"},
     {"groundwork"},
     {"preparation"},
+    {"remainder"},
     {"targeting"},
     {"planning"},
     {"pipeline"},

@@ -77,7 +77,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, quick: None) -> dict[str, Callable[..
         ]
 
     monkeypatch.setattr("onnxcompress.latency.table.interleaved", layered)
-    monkeypatch.setattr("onnxcompress.targeting.interleaved", layered)
+    monkeypatch.setattr("onnxcompress.remainder.interleaved", layered)
     monkeypatch.setattr("onnxcompress.verify.speed.interleaved", judged)
     return how
 
