@@ -41,7 +41,7 @@ from onnxcompress.preparation import Prepared
 from onnxcompress.progress import Progress
 from onnxcompress.remainder import Remainder
 from onnxcompress.report.write import write_model
-from onnxcompress.rewrite.manager import Rewritten
+from onnxcompress.rewrite.manager import Rewritten, rewrite
 from onnxcompress.rewrite.mender import Mender
 from onnxcompress.rewrite.precision import Conversion
 from onnxcompress.rewrite.repair import Repaired
@@ -66,6 +66,7 @@ class Planner:
         self._last: tuple[Candidate[Any], ...] = ()
         self._damages: Damages | None = None
         self._options: Options | None = None
+        self._repaired: dict[tuple[Candidate[Any], ...], Repaired | None] = {}
         self.timings: dict[Key, LayerTiming] = {}
         self.memo = Memo()
         self._table = LatencyTable(config.latency_table, config.execution)
@@ -101,7 +102,9 @@ class Planner:
         then = config.then or (self._replay.then if self._replay is not None else None)
         self.conversion = Conversion(then, inputs.calibration) if then is not None else None
         self._remains = Remainder(prepared, self.passes, self.memo, self.mender, self.conversion)
-        self._targeting = Targeting(prepared, self._remains, self._trial, progress)
+        self._targeting = Targeting(
+            prepared, self._remains, self._trial, self._final_error, progress
+        )
         remember_facts(facts, self.memo)
 
     @property
@@ -149,6 +152,17 @@ class Planner:
 
     def repaired(self, rewritten: Rewritten) -> Repaired | None:
         """The rewritten model repaired; None where there is nothing to repair or nothing gained."""
+        if rewritten.applied not in self._repaired:
+            self._repaired[rewritten.applied] = self._recalled(rewritten)
+        return self._repaired[rewritten.applied]
+
+    def _final_error(self, chosen: tuple[Candidate[Any], ...]) -> float:
+        """Relative squared error of the outputs of a choice, repaired as the result will be."""
+        rewritten = rewrite(self._facts.model, chosen, self.passes, memo=self.memo)
+        repaired = self.repaired(rewritten)
+        return self._trial.error(repaired.model if repaired is not None else rewritten.model)
+
+    def _recalled(self, rewritten: Rewritten) -> Repaired | None:
         journal = self._prepared.journal
         name = f"repaired {choice_name(rewritten.applied)}"
         path = journal.file(f"{name.replace(' ', '-')}.onnx")

@@ -6,7 +6,7 @@ else by the errors that probes expect. How much of the path a plan takes, trials
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,8 @@ class Targeting:
     Args:
         prepared: the job.
         remains: counts and times what is left of the network after a choice.
-        trial: carries choices out and measures what becomes of the outputs.
+        trial: carries choices out, repairs them briefly, and measures what becomes of the outputs.
+        judge: the outputs' error of a choice that is repaired as the result will be.
         progress: told what happens.
     """
 
@@ -53,10 +54,11 @@ class Targeting:
         prepared: Prepared,
         remains: Remainder,
         trial: CalibrationTrial,
+        judge: Callable[[Chosen], float],
         progress: Progress,
     ) -> None:
         self._prepared, self._remains = prepared, remains
-        self._trial, self._progress = trial, progress
+        self._trial, self._judge, self._progress = trial, judge, progress
         self._targets = prepared.config.targets
         self._margins: dict[str, float] = {"latency": _NOISE}
         self._slopes: dict[str, float] = {}
@@ -105,7 +107,7 @@ class Targeting:
             both = [choose(()), self._measured_choice(sites, damages, timings)]
             able = [choice for choice in both if choice.meets]
             if len(able) > 1 and any(candidate in place for candidate in able[1].chosen):
-                return min(able, key=lambda choice: self._trial(choice.chosen).error)
+                return min(able, key=lambda choice: self._judge(choice.chosen))
             if able:
                 return able[0]
         if self._path is None:
@@ -116,7 +118,9 @@ class Targeting:
         if self._length is not None:
             return choose(self._path[: self._length])
         self._progress.stage("weigh plans")
-        found = along_path(self._path, choose, self._trial, progress=self._progress.step)
+        found = along_path(
+            self._path, choose, self._trial, self._judge, progress=self._progress.step
+        )
         self._length = sum(candidate in place for candidate in found.chosen)
         return found
 

@@ -35,6 +35,10 @@ _CLOSE = {"latency": 0.02}
 _COUNTED_CLOSE = 0.005
 """How far below a target a choice may end, as a fraction of the original."""
 
+_CLOSE_CALL = 1.6
+_FINALISTS = 3
+"""Errors after brief repair that are this close, and how many of them are repaired thoroughly."""
+
 _SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 """Parts of a path that are tried first."""
 
@@ -120,6 +124,7 @@ def along_path(
     path: Chosen,
     choose: Callable[[Chosen], Choice],
     trial: Trial,
+    judge: Callable[[Chosen], float],
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Choice:
@@ -128,7 +133,9 @@ def along_path(
     Args:
         path: candidates in the order in which they are taken.
         choose: the best choice that has some of them, and others.
-        trial: carries a choice out, repairs, and measures the outputs.
+        trial: carries a choice out, repairs it briefly, and measures the outputs.
+        judge: the outputs' error after a repair as thorough as the result's; among those that are
+            close it decides, because a brief repair makes up for less of what branches leave.
         progress: told how many lengths were tried, of how many at most.
     """
     tried: dict[int, tuple[bool, float, Choice]] = {}
@@ -153,7 +160,11 @@ def along_path(
     ):
         if abs(nearest - best) > 1:
             attempt((nearest + best) // 2)
-    found = min(tried.values(), key=lambda one: one[:2])[2]
+    ranked = sorted(tried.values(), key=lambda one: one[:2])
+    close = [one for one in ranked if not one[0] and one[1] <= _CLOSE_CALL * ranked[0][1]]
+    found = ranked[0][2]
+    if len(close) > 1:
+        found = min((one[2] for one in close[:_FINALISTS]), key=lambda one: judge(one.chosen))
     seen = tuple(p for _, one in sorted(tried.items()) for p in one[2].predictions)
     errors = ", ".join(f"{length}: {one[1]:.3g}" for length, one in sorted(tried.items()))
     note = f"error by number of branches removed: {errors}"

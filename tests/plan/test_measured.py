@@ -192,11 +192,14 @@ def test_what_is_given_is_enough(offer: Offer) -> None:
 class Path:
     """Errors of choices that begin with so many candidates of a path."""
 
-    def __init__(self, offer: Offer, errors: Sequence[float], *, able: int = 0) -> None:
+    def __init__(
+        self, offer: Offer, errors: Sequence[float], *, able: int = 0, kinder: float = 0.0
+    ) -> None:
         self.path = tuple(offer(f"p{at}", 0, (100, 1, 4), 0.1) for at in range(len(errors) - 1))
         self.other = offer("other", 1, (100, 1, 4), 0.1)
-        self.errors, self.able = errors, able
+        self.errors, self.able, self.kinder = errors, able, kinder
         self.tried: list[int] = []
+        self.judged: list[int] = []
 
     def choose(self, gone: Sequence[Candidate[Any]]) -> Choice:
         return Choice((*gone, self.other), (), meets=len(gone) >= self.able)
@@ -206,8 +209,13 @@ class Path:
         self.tried.append(len(chosen) - 1)
         return Outcome(True, self.errors[len(chosen) - 1], "")
 
+    def judge(self, chosen: Sequence[Candidate[Any]]) -> float:
+        """After a thorough repair, which is kinder to every branch that is gone."""
+        self.judged.append(len(chosen) - 1)
+        return self.errors[len(chosen) - 1] - self.kinder * len(chosen)
+
     def best(self) -> int:
-        return len(along_path(self.path, self.choose, self.trial).chosen) - 1
+        return len(along_path(self.path, self.choose, self.trial, self.judge).chosen) - 1
 
 
 def test_the_least_error_along_a_path(offer: Offer) -> None:
@@ -216,6 +224,16 @@ def test_the_least_error_along_a_path(offer: Offer) -> None:
     path = Path(offer, errors)
     assert path.best() == 7
     assert sorted(path.tried) == [0, 2, 4, 5, 6, 7, 8, 10]
+
+
+def test_close_calls_are_repaired_thoroughly(offer: Offer) -> None:
+    """Of the three that come closest; and none where one is clearly the best."""
+    path = Path(offer, [0.9, 0.8, 0.5, 0.42, 0.4, 0.45], kinder=0.1)
+    assert path.best() == 5
+    assert sorted(path.judged) == [3, 4, 5]
+    path = Path(offer, [0.9, 0.8, 0.5, 0.42, 0.2, 0.45], kinder=0.1)
+    assert path.best() == 4
+    assert path.judged == []
 
 
 def test_the_end_of_a_path(offer: Offer) -> None:
@@ -228,5 +246,7 @@ def test_a_target_that_only_long_paths_reach(offer: Offer) -> None:
 
 
 def test_no_path(offer: Offer) -> None:
-    choice = along_path((), lambda gone: Choice(tuple(gone), ()), lambda *_, **__: None)
+    choice = along_path(
+        (), lambda gone: Choice(tuple(gone), ()), lambda *_, **__: None, lambda _: 0.0
+    )
     assert choice.chosen == ()
