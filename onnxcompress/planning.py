@@ -17,7 +17,7 @@ from onnxcompress.analyse.facts import Need
 from onnxcompress.errors import ModelError
 from onnxcompress.graph.digest import model_digest
 from onnxcompress.graph.memo import Memo
-from onnxcompress.journal import RecordedHours, choice_name
+from onnxcompress.journal import RecordedHours
 from onnxcompress.latency.interleave import QuietHours
 from onnxcompress.latency.table import LatencyTable, LayerTiming
 from onnxcompress.plan.channels.known import remember_coupling
@@ -40,8 +40,8 @@ from onnxcompress.plan.stored import read_options, stored_options
 from onnxcompress.preparation import Prepared
 from onnxcompress.progress import Progress
 from onnxcompress.remainder import Remainder
-from onnxcompress.report.write import write_model
-from onnxcompress.rewrite.manager import Rewritten, rewrite
+from onnxcompress.repairs import Repairs
+from onnxcompress.rewrite.manager import Rewritten
 from onnxcompress.rewrite.mender import Mender
 from onnxcompress.rewrite.precision import Conversion
 from onnxcompress.rewrite.repair import Repaired
@@ -66,7 +66,6 @@ class Planner:
         self._last: tuple[Candidate[Any], ...] = ()
         self._damages: Damages | None = None
         self._options: Options | None = None
-        self._repaired: dict[tuple[Candidate[Any], ...], Repaired | None] = {}
         self.timings: dict[Key, LayerTiming] = {}
         self.memo = Memo()
         self._table = LatencyTable(config.latency_table, config.execution)
@@ -102,8 +101,11 @@ class Planner:
         then = config.then or (self._replay.then if self._replay is not None else None)
         self.conversion = Conversion(then, inputs.calibration) if then is not None else None
         self._remains = Remainder(prepared, self.passes, self.memo, self.mender, self.conversion)
+        self._repairs = Repairs(
+            prepared, self.passes, self.memo, self.mender, self._trial, progress
+        )
         self._targeting = Targeting(
-            prepared, self._remains, self._trial, self._final_error, progress
+            prepared, self._remains, self._trial, self._repairs.error, progress
         )
         remember_facts(facts, self.memo)
 
@@ -152,45 +154,7 @@ class Planner:
 
     def repaired(self, rewritten: Rewritten) -> Repaired | None:
         """The rewritten model repaired; None where there is nothing to repair or nothing gained."""
-        if rewritten.applied not in self._repaired:
-            self._repaired[rewritten.applied] = self._recalled(rewritten)
-        return self._repaired[rewritten.applied]
-
-    def _final_error(self, chosen: tuple[Candidate[Any], ...]) -> float:
-        """Relative squared error of the outputs of a choice, repaired as the result will be."""
-        rewritten = rewrite(self._facts.model, chosen, self.passes, memo=self.memo)
-        repaired = self.repaired(rewritten)
-        return self._trial.error(repaired.model if repaired is not None else rewritten.model)
-
-    def _recalled(self, rewritten: Rewritten) -> Repaired | None:
-        journal = self._prepared.journal
-        name = f"repaired {choice_name(rewritten.applied)}"
-        path = journal.file(f"{name.replace(' ', '-')}.onnx")
-        if path is None:
-            return self._fitted(rewritten)
-        # Either alone is what a run left that ended in between.
-        if not (path.exists() and journal.knows(name)):
-            found = self._fitted(rewritten)
-            if found is not None:
-                journal.recall(name, found.findings)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_model(found.model, path)
-            return found
-        return Repaired.found(onnx.load(path), journal.recall(name, dict))
-
-    def _fitted(self, rewritten: Rewritten) -> Repaired | None:
-        found = self.mender(rewritten.model, rewritten.applied)
-        if found is None:
-            return None
-        before, after = (self._trial.error(m) for m in (rewritten.model, found.model))
-        if after <= before:
-            for words in found.shortages():
-                self._progress.note(words)
-            return found
-        self._progress.note(
-            f"repair is left out: the outputs' error would rise from {before:.3g} to {after:.3g}"
-        )
-        return None
+        return self._repairs(rewritten)
 
     def error(self, model: onnx.ModelProto) -> float:
         """Relative squared error of a result's outputs on calibration inputs; 0 without any."""

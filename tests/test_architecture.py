@@ -34,7 +34,7 @@ LAYERS = [
     {"trial"},
     {"groundwork"},
     {"preparation"},
-    {"remainder"},
+    {"remainder", "repairs"},
     {"targeting"},
     {"planning"},
     {"pipeline"},
