@@ -6,7 +6,8 @@ else by the errors that probes expect. How much of the path a plan takes, trials
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from onnxcompress.plan.branch_path import branch_path
 from onnxcompress.plan.contract import Candidate
 from onnxcompress.plan.correction import Correction
 from onnxcompress.plan.gate import Key
-from onnxcompress.plan.measured import along_path, for_measured_targets
+from onnxcompress.plan.measured import for_measured_targets
+from onnxcompress.plan.rivals import Rival, Tournament, Way, spread
 from onnxcompress.plan.search import (
     Choice,
     Chosen,
@@ -63,8 +65,8 @@ class Targeting:
         self._margins: dict[str, float] = {"latency": _NOISE}
         self._slopes: dict[str, float] = {}
         self._misses = 0
-        self._path: Chosen | None = None
-        self._length: int | None = None
+        self._path: Chosen = ()
+        self._way: Way | None = None
 
     def met_already(self) -> bool:
         """Whether exact rewrites, or the precision asked for, save enough by themselves."""
@@ -86,43 +88,93 @@ class Targeting:
             timings: measured layer timings.
             by_data: whether there are inputs to try choices on.
         """
-        branches = [at for at, offers in enumerate(sites) if any(c.removes for c in offers)]
-        if not by_data or not branches:
+        if not by_data:
             return self._measured_choice(sites, damages, timings)
+        branches = [at for at, offers in enumerate(sites) if any(c.removes for c in offers)]
         barred = conflicts(sites)
-        place = {candidate: at for at in branches for candidate in sites[at]}
+        rest = [at for at in range(len(sites)) if at not in branches]
 
-        def choose(gone: Chosen) -> Choice:
-            taken = {place[branch] for branch in gone}
-            excluded = set(branches) | {
-                other for pair in barred for other in pair if taken & set(pair)
-            }
-            rest = [at for at in range(len(sites)) if at not in excluded]
-            return self._measured_choice(
-                [sites[at] for at in rest], [damages[at] for at in rest], timings, gone
-            )
+        def choose(way: Way) -> Choice:
+            gone = self._path[: way.gone]
+            barring = {at for at in branches if any(c in gone for c in sites[at])}
+            out = {other for pair in barred for other in pair if barring & set(pair)}
+            at_hand = range(len(sites)) if way.free else [at for at in rest if at not in out]
+            offers, errors = _allowed(sites, damages, at_hand, way)
+            return self._measured_choice(offers, errors, timings, gone, together=way.together)
 
+        if self._way is not None:
+            return choose(self._way)
+        tournament = Tournament(choose, self._trial, self._judge, self._progress.step)
+        first = self._first_ways(tournament, sites, timings, branches, barred)
+        self._progress.stage("weigh plans")
+        tournament.expect(5)
+        for way in self._other_ways(first, sites, damages, timings, rest):
+            tournament.enter(way)
+        found = tournament.winner()
+        self._way = found.way
+        return found.choice
+
+    def _first_ways(
+        self,
+        tournament: Tournament,
+        sites: Sites,
+        timings: Mapping[Key, LayerTiming],
+        branches: list[int],
+        barred: list[tuple[int, int]],
+    ) -> Rival:
+        """How many branches go: by a path where time is asked for, else where that is cheap."""
+        if not branches:
+            return tournament.enter(Way())
         if "latency" not in self._targets:
             # What a branch is good for is time; at equal MACs it goes where probes call it cheap.
-            both = [choose(()), self._measured_choice(sites, damages, timings)]
-            able = [choice for choice in both if choice.meets]
-            if len(able) > 1 and any(candidate in place for candidate in able[1].chosen):
-                return min(able, key=lambda choice: self._judge(choice.chosen))
-            if able:
-                return able[0]
-        if self._path is None:
-            order = self._prepared.journal.recall(
-                "path", lambda: self._branches_in_order(sites, timings, branches, barred)
-            )
-            self._path = tuple(next(c for c in sites[at] if c.removes) for at in order)
-        if self._length is not None:
-            return choose(self._path[: self._length])
-        self._progress.stage("weigh plans")
-        found = along_path(
-            self._path, choose, self._trial, self._judge, progress=self._progress.step
+            tournament.enter(Way())
+            tournament.enter(Way(free=True))
+            if tournament.leader.choice.meets:
+                return tournament.leader
+        order = self._prepared.journal.recall(
+            "path", lambda: self._branches_in_order(sites, timings, branches, barred)
         )
-        self._length = sum(candidate in place for candidate in found.chosen)
-        return found
+        self._path = tuple(next(c for c in sites[at] if c.removes) for at in order)
+        self._progress.stage("weigh plans")
+        return tournament.along_path(len(self._path))
+
+    def _other_ways(
+        self,
+        first: Rival,
+        sites: Sites,
+        damages: Damages,
+        timings: Mapping[Key, LayerTiming],
+        rest: list[int],
+    ) -> Iterator[Way]:
+        """What else to try in place of what the best so far takes besides branches."""
+        filling = [c for c in first.choice.chosen if not c.removes]
+        if not filling:
+            return
+        owners = dict.fromkeys(sites[at][0].site.pass_name for at in rest)
+        if len(owners) > 1 and ("latency" in self._targets or not first.choice.meets):
+            yield from (replace(first.way, only=name) for name in owners)
+            yield replace(first.way, together=True)
+        gone = self._path[: first.way.gone]
+        demands = {
+            kind: self._demand(kind) / self._slopes.get(kind, 1.0)
+            - (sum(savings([gone], kind, timings)[0]) if gone else 0.0)
+            for kind in self._targets
+        }
+        places = range(len(sites)) if first.way.free else rest
+        offers, errors = _allowed(sites, damages, places, Way())
+        most = spread(offers, errors, demands, timings)
+        expected = {
+            candidate: error
+            for candidates, values in zip(offers, errors, strict=True)
+            for candidate, error in zip(candidates, values, strict=True)
+        }
+        if most is not None and any(expected[candidate] > most for candidate in filling):
+            yield replace(first.way, most=most)
+
+    def _demand(self, kind: str) -> float:
+        """How much a plan has to save of the network that candidates are weighed on."""
+        total, kept = self._remains.baseline.total(kind), self._margins.get(kind, 0.0)
+        return total * (1.0 - self._targets[kind] + kept) + self._remains.head_start.get(kind, 0.0)
 
     def tighten(self, verdict: Verdict, chosen: Chosen, step: int) -> bool:
         """Keep farther below what was missed; False where nothing was.
@@ -150,7 +202,7 @@ class Targeting:
         if any(verdict.remaining(k) > fraction - _FAR for k, fraction in self._targets.items()):
             return False
         self._remains.believe(verdict.remaining("latency"), chosen)
-        self._length = None
+        self._way = None
         return bool(self._targets)
 
     def _measured_choice(
@@ -159,6 +211,8 @@ class Targeting:
         damages: Damages,
         timings: Mapping[Key, LayerTiming],
         given: Chosen = (),
+        *,
+        together: bool = False,
     ) -> Choice:
         known = {
             kind: Correction(self._remains.head_start.get(kind, 0.0), self._slopes.get(kind, 1.0))
@@ -174,6 +228,7 @@ class Targeting:
             margins=self._margins,
             measure=self._remains,
             given=given,
+            together=together,
         )
         self._slopes = {kind: correction.slope for kind, correction in known.items()}
         return choice
@@ -220,3 +275,22 @@ class Targeting:
             <= (fraction - self._margins.get(kind, 0.0)) * self._remains.baseline.total(kind)
             for kind, fraction in self._targets.items()
         )
+
+
+def _allowed(
+    sites: Sites, damages: Damages, places: Iterable[int], way: Way
+) -> tuple[list[list[Candidate[Any]]], list[list[float]]]:
+    """The candidates that a way may take besides its branches, and their errors."""
+    offers: list[list[Candidate[Any]]] = []
+    errors: list[list[float]] = []
+    for at in places:
+        pairs = [
+            (candidate, error)
+            for candidate, error in zip(sites[at], damages[at], strict=True)
+            if way.only in {"", candidate.site.pass_name}
+            if way.most is None or error <= way.most
+        ]
+        if pairs:
+            offers.append([candidate for candidate, _ in pairs])
+            errors.append([error for _, error in pairs])
+    return offers, errors

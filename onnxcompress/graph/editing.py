@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnxcompress.errors import PassError
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.edits import (
+    WEIGHT,
     Absorb,
     Cut,
     Edit,
@@ -53,6 +54,8 @@ def _cut(edit: Cut, editor: Editor, shared: dict[tuple[object, ...], gs.Constant
     whole = node.inputs[edit.index]
     kept = dict(edit.kept)
     editor.set_input(node, edit.index, _cut_tensor(whole, kept, node, editor, shared))
+    if edit.index == WEIGHT:
+        editor.kept[edit.node] = kept
 
 
 def _cut_tensor(

@@ -61,6 +61,8 @@ class Editor:
         self._author = ""
         self._claimed: set[str] = set()
         self.journal: list[JournalEntry] = []
+        self.kept: dict[str, Mapping[int, NDArray[np.intp]]] = {}
+        """Of layers that lost channels: what is left of the weight, by axis."""
         self._by_name: dict[str, gs.Node] = {}
         for node in self._graph.nodes:
             if not node.name or node.name in self._by_name:

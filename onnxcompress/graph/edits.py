@@ -6,7 +6,7 @@ which groups were chosen leaves no trace.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,7 +102,17 @@ class Permute:
         return self.nodes[0]
 
 
+WEIGHT = 1
+"""The operand of a layer that is its weight."""
+
 Edit = Cut | Replace | Patch | SetAttributes | Absorb | Permute
+
+
+def narrowed(edits: Sequence[Edit]) -> tuple[str, ...]:
+    """Names of layers that lose channels and are otherwise what they were, in order."""
+    cut = {e.node: None for e in edits if isinstance(e, Cut) and e.index == WEIGHT}
+    changed = {e.node for e in edits if not isinstance(e, (Cut, Absorb))}
+    return tuple(name for name in cut if name not in changed)
 
 
 def touched(edits: list[Edit]) -> tuple[str, ...]:

@@ -66,6 +66,8 @@ class Candidate(Generic[S]):
         recommended: the candidate that the pass's own rule picks when there is nothing to plan by.
         shifts: those of the nodes of which only the bias changes; another pass may rewrite them
             as well.
+        narrows: those of the nodes that lose channels and are otherwise what they were.
+        follows: whether it can be carried out on a node that lost channels, too.
     """
 
     site: Site
@@ -77,6 +79,8 @@ class Candidate(Generic[S]):
     recommended: bool = False
     removes: tuple[str, ...] = ()
     shifts: tuple[str, ...] = ()
+    narrows: tuple[str, ...] = ()
+    follows: bool = False
 
     @property
     def saving(self) -> Cost:

@@ -102,13 +102,12 @@ def read_plan(path: Path) -> tuple[Plan, list[Pass[Any]]]:
             tuple(candidate_from_dict(c, owners[c["pass"]]) for c in one)
             for one in values.get("first", [])
         )
-        touched = [
-            name
-            for c in chosen
-            # Candidates that are carried out together may share nodes, but not sites.
-            for name in ((c.site.node,) if owners[c.site.pass_name].works_together else c.touches)
-        ]
-        if len(set(touched)) < len(touched):
+        together = [c for c in chosen if owners[c.site.pass_name].works_together]
+        # Candidates that are carried out together may share nodes, but not sites; others may be
+        # carried out on what these leave of a node.
+        sites = [c.site.node for c in together]
+        touched = [name for c in chosen if c not in together for name in c.touches]
+        if len(set(sites)) < len(sites) or len(set(touched)) < len(touched):
             raise UsageError(f"plan '{path}' rewrites a node twice")
         plan = Plan(
             model_digest=values["model_digest"],

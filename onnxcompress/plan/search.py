@@ -119,22 +119,38 @@ def by_rule(sites: Sites) -> Choice:
     return Choice(chosen, ("each pass's own rule decided: no data and no target to plan by",))
 
 
-def conflicts(sites: Sites) -> list[tuple[int, int]]:
-    """Pairs of sites that cannot both be rewritten.
+def conflicts(sites: Sites, *, together: bool = False) -> list[tuple[int, int]]:
+    """Pairs of sites that are not both to be rewritten.
 
     Two passes would change one node, or one candidate works on nodes that the other removes.
+
+    Args:
+        sites: candidates per site.
+        together: whether a pass may take channels from a node that another can do with what is
+            left of. Their savings overlap, which a sum does not see.
     """
     readers: dict[str, set[int]] = {}
+    firm: dict[str, set[int]] = {}
     for at, offers in enumerate(sites):
         for name in {name for c in offers for name in set(c.touches) - set(c.shifts)}:
             readers.setdefault(name, set()).add(at)
+        for name in {name for c in offers for name in set(c.touches) - set(c.narrows)}:
+            firm.setdefault(name, set()).add(at)
     owners = [offers[0].site.pass_name for offers in sites]
+    follows = [all(candidate.follows for candidate in offers) for offers in sites]
+
+    def agree(name: str, one: int, other: int) -> bool:
+        return together and any(
+            follows[second] and first not in firm.get(name, ())
+            for first, second in ((one, other), (other, one))
+        )
+
     pairs = {
         (one, other)
-        for together in readers.values()
+        for name, together in readers.items()
         for one in together
         for other in together
-        if one < other and owners[one] != owners[other]
+        if one < other and owners[one] != owners[other] and not agree(name, one, other)
     }
     for at, offers in enumerate(sites):
         gone = {name for candidate in offers for name in candidate.removes}
@@ -155,6 +171,7 @@ def for_targets(
     damages: Damages,
     *,
     demands: Mapping[str, float] | None = None,
+    together: bool = False,
 ) -> Choice:
     """Meet every target with the least total damage.
 
@@ -165,6 +182,7 @@ def for_targets(
         timings: measured layer timings; needed for a latency target.
         damages: expected error of every candidate.
         demands: per kind, the sum of savings that meets the target; as counted if left out.
+        together: whether widths and ranks may meet in one layer.
 
     Returns:
         A choice that meets the targets; or, where none does, the one that saves the most.
@@ -173,16 +191,16 @@ def for_targets(
     totals = {kind: baseline.total(kind) for kind in targets}
     if demands is None:
         demands = {kind: totals[kind] * (1.0 - fraction) for kind, fraction in targets.items()}
-    barred = conflicts(sites)
+    barred = conflicts(sites, together=together)
     found = least_damage(damages, saved, demands, conflicts=barred)
     if found is None:
         # Out of reach: the most that can be saved is carried out all the same, so that the
         # verdict describes a real best attempt.
-        together = [
+        joint = [
             [sum(saved[kind][i][c] / totals[kind] for kind in targets) for c in range(len(offers))]
             for i, offers in enumerate(sites)
         ]
-        most = most_saved(damages, together, None, conflicts=barred)
+        most = most_saved(damages, joint, None, conflicts=barred)
         note = f"{_words(targets)} is out of reach: this saves the most{_gap(most)}"
         return Choice(_picked(sites, most), (note,), meets=False)
     note = f"least predicted damage that meets {_words(targets)}{_gap(found)}"

@@ -48,6 +48,8 @@ def _stored(candidate: Candidate[Any]) -> dict[str, Any]:
         "recommended": candidate.recommended,
         "removes": list(candidate.removes),
         "shifts": list(candidate.shifts),
+        "narrows": list(candidate.narrows),
+        "follows": candidate.follows,
     }
 
 
@@ -57,4 +59,6 @@ def _read(values: Mapping[str, Any], passes: Mapping[str, Pass[Any]]) -> Candida
         recommended=bool(values["recommended"]),
         removes=tuple(values["removes"]),
         shifts=tuple(values["shifts"]),
+        narrows=tuple(values["narrows"]),
+        follows=bool(values["follows"]),
     )

@@ -13,6 +13,7 @@ from onnxcompress.analyse.shapes import shapes_for
 from onnxcompress.graph.cost import COUNTED_OPERATORS, Cost, node_cost
 from onnxcompress.graph.view import GraphView, subgraphs
 from onnxcompress.latency.table import LayerTiming
+from onnxcompress.plan.contract import Candidate
 from onnxcompress.plan.gate import Key, candidate_key
 from onnxcompress.plan.plan import Plan
 
@@ -37,6 +38,10 @@ def layer_table(
     chosen = {name: c for c in reversed(plan.chosen) for name in c.touches}
     # Where several candidates change a layer, its own comes first.
     chosen |= {c.site.node: c for c in plan.chosen}
+    changed: dict[str, list[Candidate[Any]]] = defaultdict(list)
+    for c in plan.chosen:
+        for name in c.touches:
+            changed[name].append(c)
     left = _costs(result, facts) if result is not None else {}
     reasons: dict[str, list[str]] = defaultdict(list)
     for refusal in plan.refusals:
@@ -64,6 +69,7 @@ def layer_table(
                 "setting": values["setting"],
                 "macs_after": after.macs,
                 "params_after": after.params,
+                "also": [c.site.pass_name for c in changed[node.name] if c is not candidate],
                 "damage": candidate.damage,
                 "latency_ratio": timing.ratio if timing is not None else None,
             }

@@ -187,14 +187,17 @@ class ChannelPass(Pass[KeptChannels]):
             recommended: whether the pass's own rule picks it.
         """
         cost = self._toll(group, gone, facts, coupling)
+        setting = KeptChannels(tuple(sorted(set(range(group.width)) - set(gone))))
         return Candidate(
             site,
-            KeptChannels(tuple(sorted(set(range(group.width)) - set(gone)))),
+            setting,
             tuple(dict.fromkeys((site.node, *cost.touches))),
             whole,
             whole - (cost.before - cost.after),
             self._damage(group, gone, facts, coupling),
             recommended,
+            # Weights that the pass fits itself are not those that others would factor.
+            narrows=() if self.needs_data(setting) else cost.narrows,
         )
 
     @staticmethod

@@ -100,7 +100,16 @@ class LowRankPass(Pass[S], Generic[L, S]):
             setting = self._setting(ranks, metric, lossless=lossless)
             after = self._cost(layer, facts, setting)
             damage = 0.0 if ranks == full else float(lost[ranks])
-            return Candidate(site, setting, (site.node,), before, after, damage, recommended)
+            return Candidate(
+                site,
+                setting,
+                (site.node,),
+                before,
+                after,
+                damage,
+                recommended,
+                follows=len(blocks) == 1,
+            )
 
         if self.rank != AUTO:
             return [offer(self._demanded(blocks, full, covariances), recommended=True)]

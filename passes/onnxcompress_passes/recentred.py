@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from onnxcompress.analyse.moments import Moments
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.view import GraphView
 from onnxcompress.plan.known_moments import moments_of
+from onnxcompress_passes.narrowed import left_of
 
 Array = NDArray[np.float64]
 
@@ -35,8 +38,8 @@ def recentred_bias(edit: Editor, node: gs.Node, matrices: Array) -> gs.Tensor | 
 
     Args:
         edit: the editor that the node belongs to.
-        node: a Conv, Gemm or MatMul, as it was but for its bias.
-        matrices: the weights that take its place, [groups, h, d], without alpha.
+        node: a Conv, Gemm or MatMul, as it was but for its bias and for channels that are gone.
+        matrices: the weights that take its place, [groups, h, d], without alpha; of what is left.
 
     Returns:
         A new constant; or the bias as it is, where there can be no other.
@@ -47,9 +50,15 @@ def recentred_bias(edit: Editor, node: gs.Node, matrices: Array) -> gs.Tensor | 
     if not layer.can_recentre(view) or (old is not None and not isinstance(old, gs.Constant)):
         return old
     weight = np.asarray(node.inputs[1].values)
+    mean = moments_of(edit, node.name).mean
+    left = left_of(edit, node)
+    if left is not None:
+        features = left.features(layer.taps)
+        layer = replace(layer, outputs=len(left.rows), features=len(features))
+        mean = mean[:, features]
     alpha = float(getattr(layer.spec, "alpha", 1.0))
     missing = layer.matrices(weight) - alpha * matrices
-    moved = np.einsum("ghd,gd->gh", missing, moments_of(edit, node.name).mean)
+    moved = np.einsum("ghd,gd->gh", missing, mean)
     dtype = weight.dtype if old is None else np.asarray(old.values).dtype
     added = np.asarray(layer.stored_bias(moved, np.dtype(np.float64)), dtype=np.float64)
     if old is not None:

@@ -8,7 +8,7 @@ stay with the second factor.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar
 
@@ -28,6 +28,7 @@ from onnxcompress.numerics.ranks import RankPolicy
 from onnxcompress.plan.contract import Candidate, Refusal, Site
 from onnxcompress_passes.eligibility import QUANTISED, quantised_layers, reason_to_leave
 from onnxcompress_passes.low_rank_pass import DATA, WEIGHTS, LowRankPass, Ranks
+from onnxcompress_passes.narrowed import left_of, whole_weight
 from onnxcompress_passes.recentred import metric_in, recentred_bias
 
 Array = NDArray[np.float64]
@@ -118,15 +119,34 @@ class Svd(LowRankPass[ConvSpec | DenseSpec, SvdRank]):
 def _factors(
     node: gs.Node, matrices: Sequence[Array], setting: SvdRank, edit: Editor
 ) -> list[LowRank]:
-    """Two factors of the matrix [h, d] of every group."""
+    """Two factors of what is left of the matrix [h, d] of every group.
+
+    Args:
+        node: the layer.
+        matrices: of the whole layer.
+        setting: rank and metric.
+        edit: the editor that the node belongs to.
+    """
     if setting.metric != DATA:
-        return [truncated_svd(matrix, setting.rank) for matrix in matrices]
-    covariances = metric_in(edit, node.name)
-    return [data_svd(m, r, setting.rank) for m, r in zip(matrices, covariances, strict=True)]
+        parts = [truncated_svd(matrix, setting.rank) for matrix in matrices]
+    else:
+        covariances = metric_in(edit, node.name)
+        pairs = zip(matrices, covariances, strict=True)
+        parts = [data_svd(m, r, setting.rank) for m, r in pairs]
+    left = left_of(edit, node)
+    if left is None:
+        return parts
+    return [replace(p, left=p.left[left.rows], right=p.right[:, left.columns]) for p in parts]
+
+
+def _pays(parts: Sequence[LowRank]) -> bool:
+    """Whether factors are smaller than their product; few channels may be left."""
+    spent = sum(int(part.left.size + part.right.size) for part in parts)
+    return spent < sum(len(part.left) * int(part.right.shape[1]) for part in parts)
 
 
 def _rewrite_conv(node: gs.Node, setting: SvdRank, edit: Editor) -> None:
-    weight = np.asarray(node.inputs[1].values)
+    weight = whole_weight(edit, node)
     group, rank = int(node.attrs.get("group", 1)), setting.rank
     ones = (1,) * (weight.ndim - 2)
     matrices = weight.astype(np.float64).reshape(group, -1, weight.shape[1])
@@ -135,10 +155,17 @@ def _rewrite_conv(node: gs.Node, setting: SvdRank, edit: Editor) -> None:
     if setting.metric == DATA:
         recentred = recentred_bias(edit, node, np.stack([p.reconstruct() for p in parts]))
         bias = [] if recentred is None else [recentred]
-    right = np.concatenate([part.right for part in parts]).reshape(-1, weight.shape[1], *ones)
-    left = np.concatenate([part.left for part in parts]).reshape(-1, rank, *ones)
     geometry = {k: node.attrs[k] for k in ("strides", "pads", "auto_pad") if k in node.attrs}
     attrs = {"kernel_shape": list(ones), "group": group}
+    if left_of(edit, node) is not None and not _pays(parts):
+        product = np.concatenate([part.reconstruct() for part in parts])
+        values = product.reshape(*product.shape, *ones).astype(weight.dtype)
+        inputs = [node.inputs[0], edit.constant(f"{node.name}_svd", values), *bias]
+        edit.replace(node, [gs.Node("Conv", f"{node.name}_svd", attrs | geometry, inputs=inputs)])
+        return
+    columns = parts[0].right.shape[1]
+    right = np.concatenate([part.right for part in parts]).reshape(-1, columns, *ones)
+    left = np.concatenate([part.left for part in parts]).reshape(-1, rank, *ones)
     middle = edit.variable(f"{node.name}_svd_in_out", node.inputs[0])
     first = gs.Node(
         "Conv",
@@ -161,7 +188,7 @@ def _rewrite_conv(node: gs.Node, setting: SvdRank, edit: Editor) -> None:
 
 
 def _rewrite_dense(node: gs.Node, setting: SvdRank, edit: Editor) -> None:
-    stored = np.asarray(node.inputs[1].values)
+    stored = whole_weight(edit, node)
     transposed = bool(node.attrs.get("transB", 0))
     outward = stored.astype(np.float64) if transposed else stored.astype(np.float64).T
     (part,) = _factors(node, [outward], setting, edit)
@@ -169,6 +196,12 @@ def _rewrite_dense(node: gs.Node, setting: SvdRank, edit: Editor) -> None:
     if setting.metric == DATA:
         recentred = recentred_bias(edit, node, part.reconstruct()[np.newaxis])
         bias = [] if recentred is None else [recentred]
+    if left_of(edit, node) is not None and not _pays([part]):
+        product = part.reconstruct() if transposed else part.reconstruct().T
+        constant = edit.constant(f"{node.name}_svd", product.astype(stored.dtype))
+        inputs = [node.inputs[0], constant, *bias]
+        edit.replace(node, [gs.Node(node.op, f"{node.name}_svd", dict(node.attrs), inputs=inputs)])
+        return
     # y = x W' with W = (left) (right): x (right)' (left)'.
     second_weight = part.left if transposed else part.left.T
     middle = edit.variable(f"{node.name}_svd_in_out", node.inputs[0])

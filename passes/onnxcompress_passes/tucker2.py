@@ -11,7 +11,7 @@ equal ranks and all three convolutions stay grouped.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar
 
@@ -37,6 +37,7 @@ from onnxcompress.plan.contract import Candidate, Refusal, Site
 from onnxcompress_passes.eligibility import quantised_layers, reason_to_leave
 from onnxcompress_passes.frontier import Rung
 from onnxcompress_passes.low_rank_pass import DATA, WEIGHTS, LowRankPass, Ranks
+from onnxcompress_passes.narrowed import Left, left_of, whole_weight
 from onnxcompress_passes.recentred import metric_in, recentred_bias
 
 Array = NDArray[np.float64]
@@ -87,6 +88,9 @@ class Tucker2(LowRankPass[ConvSpec, Tucker2Ranks]):
         parts = edit.memo.recall(
             (self.name, node.name, ranks), lambda: _decompose(node, group, ranks, edit), _octets
         )
+        left = left_of(edit, node)
+        if left is not None:
+            parts = [_left(part, left) for part in parts]
         rows, columns = weight.shape[0] // group, weight.shape[1]
         keep_in = ranks.triple or ranks.rank_in < columns
         keep_out = ranks.triple or ranks.rank_out < rows
@@ -95,8 +99,11 @@ class Tucker2(LowRankPass[ConvSpec, Tucker2Ranks]):
             cores = [part.core for part in parts]
         elif keep_in:
             cores = [part.absorb_out() for part in parts]
-        else:
+        elif keep_out:
             cores = [part.absorb_in() for part in parts]
+        else:
+            # So few channels are left that there is nothing to factor.
+            cores = [part.reconstruct() for part in parts]
         ones = (1,) * spatial
         stack: list[tuple[str, Array]] = []
         if keep_in:
@@ -190,9 +197,16 @@ def _unfit(conv: ConvSpec, facts: Facts) -> str:
     return reason_to_leave(facts, conv)
 
 
+def _left(part: Factors, left: Left) -> Factors:
+    """The factors of what is left of a layer."""
+    return replace(
+        part, factor_out=part.factor_out[left.rows], factor_in=part.factor_in[left.columns]
+    )
+
+
 def _decompose(node: gs.Node, group: int, ranks: Tucker2Ranks, edit: Editor) -> list[Factors]:
     """Every group by higher-order orthogonal iteration, or in the metric of the data."""
-    weight = np.asarray(node.inputs[1].values)
+    weight = whole_weight(edit, node)
     blocks = _blocks(weight.astype(np.float64), group)
     if ranks.metric == DATA:
         covariances = metric_in(edit, node.name)

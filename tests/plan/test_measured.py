@@ -10,9 +10,9 @@ import pytest
 from onnxcompress.graph.cost import Cost
 from onnxcompress.plan.contract import Candidate
 from onnxcompress.plan.correction import Correction
-from onnxcompress.plan.measured import along_path, for_measured_targets
+from onnxcompress.plan.measured import for_measured_targets
 from onnxcompress.plan.probes import predicted
-from onnxcompress.plan.search import Baseline, Choice, Outcome
+from onnxcompress.plan.search import Baseline, Choice
 
 Offer = Callable[..., Candidate[Any]]
 Sites = list[list[Candidate[Any]]]
@@ -187,66 +187,3 @@ def test_what_is_given_is_enough(offer: Offer) -> None:
 
     assert choose(branch).chosen == (branch,)
     assert choose().chosen == ()
-
-
-class Path:
-    """Errors of choices that begin with so many candidates of a path."""
-
-    def __init__(
-        self, offer: Offer, errors: Sequence[float], *, able: int = 0, kinder: float = 0.0
-    ) -> None:
-        self.path = tuple(offer(f"p{at}", 0, (100, 1, 4), 0.1) for at in range(len(errors) - 1))
-        self.other = offer("other", 1, (100, 1, 4), 0.1)
-        self.errors, self.able, self.kinder = errors, able, kinder
-        self.tried: list[int] = []
-        self.judged: list[int] = []
-
-    def choose(self, gone: Sequence[Candidate[Any]]) -> Choice:
-        return Choice((*gone, self.other), (), meets=len(gone) >= self.able)
-
-    def trial(self, chosen: Sequence[Candidate[Any]], *, probe: bool = False) -> Outcome:
-        assert not probe
-        self.tried.append(len(chosen) - 1)
-        return Outcome(True, self.errors[len(chosen) - 1], "")
-
-    def judge(self, chosen: Sequence[Candidate[Any]]) -> float:
-        """After a thorough repair, which is kinder to every branch that is gone."""
-        self.judged.append(len(chosen) - 1)
-        return self.errors[len(chosen) - 1] - self.kinder * len(chosen)
-
-    def best(self) -> int:
-        return len(along_path(self.path, self.choose, self.trial, self.judge).chosen) - 1
-
-
-def test_the_least_error_along_a_path(offer: Offer) -> None:
-    """Two candidates beside the best of the first ones are tried as well, none twice."""
-    errors = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.35, 0.5, 0.6]
-    path = Path(offer, errors)
-    assert path.best() == 7
-    assert sorted(path.tried) == [0, 2, 4, 5, 6, 7, 8, 10]
-
-
-def test_close_calls_are_repaired_thoroughly(offer: Offer) -> None:
-    """Of the three that come closest; and none where one is clearly the best."""
-    path = Path(offer, [0.9, 0.8, 0.5, 0.42, 0.4, 0.45], kinder=0.1)
-    assert path.best() == 5
-    assert sorted(path.judged) == [3, 4, 5]
-    path = Path(offer, [0.9, 0.8, 0.5, 0.42, 0.2, 0.45], kinder=0.1)
-    assert path.best() == 4
-    assert path.judged == []
-
-
-def test_the_end_of_a_path(offer: Offer) -> None:
-    assert Path(offer, [0.9, 0.7, 0.5, 0.4, 0.1, 0.05]).best() == 5
-
-
-def test_a_target_that_only_long_paths_reach(offer: Offer) -> None:
-    """However much better the careful choice looks, it is no choice if it misses the target."""
-    assert Path(offer, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], able=4).best() == 4
-
-
-def test_no_path(offer: Offer) -> None:
-    choice = along_path(
-        (), lambda gone: Choice(tuple(gone), ()), lambda *_, **__: None, lambda _: 0.0
-    )
-    assert choice.chosen == ()

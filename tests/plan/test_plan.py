@@ -53,8 +53,8 @@ def test_round_trip(plan: Plan, tmp_path: Path) -> None:
 def test_plain_values(plan: Plan) -> None:
     values = plan.to_dict()
     assert list(values) == [
-        "version", "model_digest", "passes", "targets", "gate", "first", "chosen", "refusals",
-        "notes",
+        "version", "model_digest", "passes", "targets", "gate", "then", "first", "chosen",
+        "refusals", "notes",
     ]  # fmt: skip
     assert values["version"] == 1
     assert json.loads(plan.to_json()) == values

@@ -10,7 +10,16 @@ import onnx
 
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.graph.cost import Cost, tensor_cost
-from onnxcompress.graph.edits import Absorb, Cut, Edit, Indices, Permute, Replace, touched
+from onnxcompress.graph.edits import (
+    Absorb,
+    Cut,
+    Edit,
+    Indices,
+    Permute,
+    Replace,
+    narrowed,
+    touched,
+)
 from onnxcompress.graph.view import GraphView
 from onnxcompress.graph.weights import chain_of, weight_root
 
@@ -22,6 +31,7 @@ class Toll:
     touches: tuple[str, ...]
     before: Cost
     after: Cost
+    narrows: tuple[str, ...] = ()
 
 
 def toll(facts: Facts, edits: Sequence[Edit]) -> Toll:
@@ -48,7 +58,7 @@ def toll(facts: Facts, edits: Sequence[Edit]) -> Toll:
     after = sum(
         (_copies(view, t, cuts, replaced, absorbing) for t in sorted(read)), Cost(macs_after)
     )
-    return Toll(nodes, before, after + _new_biases(facts, edits))
+    return Toll(nodes, before, after + _new_biases(facts, edits), narrowed(edits))
 
 
 def _with_vanishing(view: GraphView, edits: Sequence[Edit]) -> tuple[str, ...]:

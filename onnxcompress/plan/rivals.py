@@ -1,0 +1,194 @@
+"""Plans that meet the same targets in different ways, of which trials take the best.
+
+Expected errors are added up, as if they were independent and small; that is what they are compared
+for. With more and with fewer branches removed (whose errors compare badly with those of a few
+channels), by one pass alone, with no layer that bears much of the error by itself, or with ranks on
+top of widths (whose savings overlap), other plans meet the targets, and may lose less once they are
+repaired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxcompress.latency.table import LayerTiming
+from onnxcompress.plan.gate import Key
+from onnxcompress.plan.search import Choice, Chosen, Damages, Sites, Trial, savings
+
+_CLOSE_CALL = 1.6
+_FINALISTS = 3
+"""Errors after brief repair that are this close, and how many of them are repaired thoroughly."""
+
+_SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
+"""Parts of a path that are tried first."""
+
+_ROOM = 2.0
+"""How much larger than it has to be the error of a single layer may be."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a choice is made.
+
+    Attributes:
+        gone: how many branches of the path it begins with.
+        free: whether it may take any other branch, too.
+        only: the pass whose candidates it is made of, besides; empty for all.
+        most: the largest error that one candidate may be expected to make; None for any.
+        together: whether widths and ranks may meet in one layer.
+    """
+
+    gone: int = 0
+    free: bool = False
+    only: str = ""
+    most: float | None = None
+    together: bool = False
+
+    @property
+    def words(self) -> str:
+        """What is peculiar to it."""
+        parts = [f"{self.gone} branches"] if self.gone else []
+        parts += ["branches where cheap"] if self.free else []
+        parts += [f"{self.only} alone"] if self.only else []
+        parts += ["errors spread"] if self.most is not None else []
+        parts += ["ranks on widths"] if self.together else []
+        return ", ".join(parts) or "no branch"
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A choice, and how it was made."""
+
+    way: Way
+    choice: Choice
+
+
+class Tournament:
+    """Makes choices, and compares those that differ by trials; each is tried once.
+
+    Args:
+        choose: the best choice of a way.
+        trial: carries a choice out, repairs it briefly, and measures the outputs.
+        judge: the outputs' error after a repair as thorough as the result's; among those that are
+            close it decides, because a brief repair makes up for less of what branches leave.
+        progress: told how many were tried, of how many at most.
+    """
+
+    def __init__(
+        self,
+        choose: Callable[[Way], Choice],
+        trial: Trial,
+        judge: Callable[[Chosen], float],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._choose, self._trial, self._judge = choose, trial, judge
+        self._progress = progress
+        self._rivals: dict[Way, Rival] = {}
+        self._errors: dict[Chosen, float] = {(): 0.0}
+        self._most = 0
+
+    def expect(self, more: int) -> None:
+        """Say how many more ways there may be."""
+        self._most = len(self._rivals) + more
+
+    def enter(self, way: Way) -> Rival:
+        """Make the choice of a way."""
+        if way not in self._rivals:
+            self._rivals[way] = Rival(way, self._choose(way))
+            if self._progress is not None:
+                self._progress(len(self._rivals), max(self._most, len(self._rivals)))
+        return self._rivals[way]
+
+    def along_path(self, length: int) -> Rival:
+        """The best of choices that begin with more or fewer branches of a path."""
+        grid = sorted({round(length * share) for share in _SHARES}, reverse=True)
+        if not length:
+            return self.enter(Way())
+        self.expect(len(grid) + 2)
+        best = min(grid, key=lambda gone: self._rank(self.enter(Way(gone))))
+        # The error falls and rises again along the path: its least lies beside that of the grid.
+        beside = [at for at in grid if at != best]
+        for nearest in (
+            max((at for at in beside if at < best), default=best),
+            min((at for at in beside if at > best), default=best),
+        ):
+            if abs(nearest - best) > 1:
+                self.enter(Way((nearest + best) // 2))
+        return self.leader
+
+    @property
+    def leader(self) -> Rival:
+        """The best so far, by brief repair."""
+        rivals = list(self._rivals.values())
+        if len({rival.choice.chosen for rival in rivals}) == 1:
+            return rivals[0]
+        return min(rivals, key=self._rank)
+
+    def winner(self) -> Rival:
+        """The best of all, with what was found of the others in its notes."""
+        best = self.leader
+        every = sorted(self._rivals.values(), key=lambda rival: rival.way.gone)
+        notes = best.choice.notes
+        if len({rival.choice.chosen for rival in every}) > 1:
+            limit = _CLOSE_CALL * self._errors[best.choice.chosen]
+            ranked = sorted(every, key=self._rank)
+            able = [r for r in ranked if r.choice.meets and self._errors[r.choice.chosen] <= limit]
+            finalists = {rival.choice.chosen: rival for rival in reversed(able)}
+            if len(finalists) > 1:
+                last = list(finalists.values())[-_FINALISTS:]
+                best = min(last, key=lambda rival: self._judge(rival.choice.chosen))
+            told = "; ".join(self._words(rival) for rival in every)
+            notes = (*best.choice.notes, f"errors of plans after brief repair: {told}")
+        seen = tuple(p for rival in every for p in rival.choice.predictions)
+        return replace(best, choice=replace(best.choice, notes=notes, predictions=seen))
+
+    def _rank(self, rival: Rival) -> tuple[bool, float]:
+        """What meets the targets comes first, then what errs least."""
+        chosen = rival.choice.chosen
+        if chosen not in self._errors:
+            self._errors[chosen] = self._trial(chosen).error
+        return not rival.choice.meets, self._errors[chosen]
+
+    def _words(self, rival: Rival) -> str:
+        missed = "" if rival.choice.meets else " (misses)"
+        return f"{rival.way.words} {self._errors[rival.choice.chosen]:.3g}{missed}"
+
+
+def spread(
+    sites: Sites,
+    damages: Damages,
+    demands: Mapping[str, float],
+    timings: Mapping[Key, LayerTiming],
+) -> float | None:
+    """An error that no single candidate need exceed: about twice the least that is enough.
+
+    Args:
+        sites: candidates per site.
+        damages: expected error of every candidate.
+        demands: per kind of target, the sum of savings that is needed.
+        timings: measured layer timings.
+
+    Returns:
+        None where all candidates together do not save enough.
+    """
+    steps = sorted({value for one in damages for value in one})
+    least = 0.0
+    for kind, demand in demands.items():
+        saved = savings(sites, kind, timings)
+        enough = [most for most in steps if _reach(saved, damages, most) >= demand]
+        if not enough:
+            return None
+        least = max(least, enough[0])
+    return _ROOM * least
+
+
+def _reach(saved: Sequence[Sequence[float]], damages: Damages, most: float) -> float:
+    """The sum of what every site saves at best, by candidates that err no more than that."""
+    total = 0.0
+    for gains, errors in zip(saved, damages, strict=True):
+        allowed = np.array(gains)[np.array(errors) <= most]
+        total += max(float(allowed.max(initial=0.0)), 0.0)
+    return total
