@@ -36,6 +36,7 @@ NETWORKS = (
     "yolox_nano_coco",
 )
 TARGETS = (0.8, 0.6, 0.5)
+BENCHES = 3
 SLACK = 1.05
 """A target counts as met if the fresh process measures at most this times the fraction asked."""
 
@@ -137,19 +138,30 @@ def run_case(name: str, target: float, threads: int, out: Path) -> dict[str, Any
 
 
 def fresh_ratio(name: str, model: Path, threads: int) -> tuple[float, list[float]]:
-    """p50 of the result over p50 of the original, as `onnxcompress bench` measures it."""
+    """p50 of the result over p50 of the original, as `onnxcompress bench` measures it.
+
+    Of three processes the one counts in which the original ran fastest: other work on the machine
+    slows both models down, and not alike.
+    """
+    found = [bench(SHARED / "models" / f"{name}.onnx", model, threads) for _ in range(BENCHES)]
+    _, entry = min(found, key=lambda pair: pair[0]["p50"])
+    return entry["ratio"], entry["ratio_ci95"]
+
+
+def bench(original: Path, model: Path, threads: int) -> list[dict[str, Any]]:
+    """What a fresh process says about both."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "onnxcompress", "bench"),
-            *(SHARED / "models" / f"{name}.onnx", model),
+            *(original, model),
             *("--threads", str(threads), "--json", "--quiet"),
         ],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    entry = json.loads(done.stdout)["models"][1]
-    return entry["ratio"], entry["ratio_ci95"]
+    entries: list[dict[str, Any]] = json.loads(done.stdout)["models"]
+    return entries
 
 
 def met(row: dict[str, Any]) -> bool:
