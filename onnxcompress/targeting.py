@@ -63,7 +63,7 @@ class Targeting:
         self._trial, self._judge, self._progress = trial, judge, progress
         self._targets = prepared.config.targets
         self._margins: dict[str, float] = {"latency": _NOISE}
-        self._slopes: dict[str, float] = {}
+        self._slopes: dict[tuple[str, bool, str], float] = {}
         self._misses = 0
         self._path: Chosen = ()
         self._way: Way | None = None
@@ -89,7 +89,7 @@ class Targeting:
             by_data: whether there are inputs to try choices on.
         """
         if not by_data:
-            return self._measured_choice(sites, damages, timings)
+            return self._measured_choice(sites, damages, timings, (), Way())
         branches = [at for at, offers in enumerate(sites) if any(c.removes for c in offers)]
         barred = conflicts(sites)
         rest = [at for at in range(len(sites)) if at not in branches]
@@ -100,7 +100,7 @@ class Targeting:
             out = {other for pair in barred for other in pair if barring & set(pair)}
             at_hand = range(len(sites)) if way.free else [at for at in rest if at not in out]
             offers, errors = _allowed(sites, damages, at_hand, way)
-            return self._measured_choice(offers, errors, timings, gone, together=way.together)
+            return self._measured_choice(offers, errors, timings, gone, way)
 
         if self._way is not None:
             return choose(self._way)
@@ -151,12 +151,13 @@ class Targeting:
         if not filling:
             return
         owners = dict.fromkeys(sites[at][0].site.pass_name for at in rest)
-        if len(owners) > 1 and ("latency" in self._targets or not first.choice.meets):
+        if len(owners) > 1 and "latency" in self._targets:
             yield from (replace(first.way, only=name) for name in owners)
+        if len(owners) > 1 and ("latency" in self._targets or not first.choice.meets):
             yield replace(first.way, together=True)
         gone = self._path[: first.way.gone]
         demands = {
-            kind: self._demand(kind) / self._slopes.get(kind, 1.0)
+            kind: self._demand(kind) / self._slope(first.way, kind)
             - (sum(savings([gone], kind, timings)[0]) if gone else 0.0)
             for kind in self._targets
         }
@@ -210,12 +211,11 @@ class Targeting:
         sites: Sites,
         damages: Damages,
         timings: Mapping[Key, LayerTiming],
-        given: Chosen = (),
-        *,
-        together: bool = False,
+        given: Chosen,
+        way: Way,
     ) -> Choice:
         known = {
-            kind: Correction(self._remains.head_start.get(kind, 0.0), self._slopes.get(kind, 1.0))
+            kind: Correction(self._remains.head_start.get(kind, 0.0), self._slope(way, kind))
             for kind in self._targets
         }
         choice = for_measured_targets(
@@ -228,10 +228,15 @@ class Targeting:
             margins=self._margins,
             measure=self._remains,
             given=given,
-            together=together,
+            together=way.together,
         )
-        self._slopes = {kind: correction.slope for kind, correction in known.items()}
+        for kind, correction in known.items():
+            self._slopes[way.only, way.together, kind] = correction.slope
         return choice
+
+    def _slope(self, way: Way, kind: str) -> float:
+        """What the network saves for a unit in sum, by what plans of the same passes did."""
+        return self._slopes.get((way.only, way.together, kind), 1.0)
 
     def _branches_in_order(
         self,
