@@ -76,9 +76,11 @@ def branch_cost(facts: Facts, branch: Branch, mean: Array) -> BranchToll:
     remove_branch(editor, branch.add, branch.index, mean)
     result = editor.finish()
     new = {node.name: node for node in result.graph.node}
-    # A ReLU that this mean leaves as it is may not stand both this one and that of a branch behind.
-    threshold = facts.view.producers.get(branch.shortcut)
-    passed = threshold.name if threshold is not None and branch.add not in new else ""
+    # The mean passes a ReLU as a threshold. One that it leaves as it is may still have to change
+    # once the mean of a branch behind joins it.
+    maker = facts.view.producers.get(branch.shortcut)
+    relu = maker is not None and maker.op_type == "Relu" and branch.add not in new
+    passed = maker.name if maker is not None and relu else ""
     touched = tuple(
         node.name
         for node in facts.model.graph.node
