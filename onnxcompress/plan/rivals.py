@@ -50,7 +50,7 @@ class Way:
     @property
     def words(self) -> str:
         """What is peculiar to it."""
-        parts = [f"{self.gone} branches"] if self.gone else []
+        parts = [f"{self.gone} branch{'es' if self.gone > 1 else ''}"] if self.gone else []
         parts += ["branches where cheap"] if self.free else []
         parts += [f"{self.only} alone"] if self.only else []
         parts += ["errors spread"] if self.most is not None else []
@@ -148,13 +148,18 @@ class Tournament:
     def _rank(self, rival: Rival) -> tuple[bool, float]:
         """What meets the targets comes first, then what errs least."""
         chosen = rival.choice.chosen
+        able = any(other.choice.meets for other in self._rivals.values())
+        if able and not rival.choice.meets:
+            # It cannot win, whatever it errs.
+            return True, float("inf")
         if chosen not in self._errors:
             self._errors[chosen] = self._trial(chosen).error
         return not rival.choice.meets, self._errors[chosen]
 
     def _words(self, rival: Rival) -> str:
-        missed = "" if rival.choice.meets else " (misses)"
-        return f"{rival.way.words} {self._errors[rival.choice.chosen]:.3g}{missed}"
+        error = self._errors.get(rival.choice.chosen)
+        found = [f"{error:.3g}"] if error is not None else []
+        return " ".join([rival.way.words, *found, *([] if rival.choice.meets else ["(misses)"])])
 
 
 def spread(

@@ -71,7 +71,14 @@ def test_the_end_of_a_path(offer: Offer) -> None:
 
 def test_a_target_that_only_long_paths_reach(offer: Offer) -> None:
     """However much better the careful choice looks, it is no choice if it misses the target."""
-    assert Path(offer, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], able=4).best() == 4
+    path = Path(offer, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], able=4)
+    assert path.best() == 4
+    assert sorted(path.tried) == [4, 5]
+    assert "1 branch (misses)" in path.tournament.winner().choice.notes[-1]
+
+
+def test_no_length_reaches_the_target(offer: Offer) -> None:
+    assert Path(offer, [0.4, 0.2, 0.3], able=9).best() == 1
 
 
 def test_no_path(offer: Offer) -> None:
