@@ -26,6 +26,10 @@ from onnxcompress.runtime import Array, Execution, device_name
 
 _FORMAT = 1
 
+_CLOSE = 0.1
+_REPETITIONS = 3
+"""How closely a ratio is to be known, and how often rounds are taken at most until it is."""
+
 
 @dataclass(frozen=True)
 class LayerTiming:
@@ -46,9 +50,20 @@ class LayerTiming:
 
     @property
     def faster(self) -> bool:
-        """Whether the candidate won, by the median and in all rounds but one at least."""
+        """Whether the candidate won, by the median and in all rounds but one of seven at least."""
         wins = sum(c < o for o, c in zip(self.original_ms, self.candidate_ms, strict=True))
-        return self.ratio < 1.0 and wins >= len(self.original_ms) - 1
+        return self.ratio < 1.0 and wins >= len(self.original_ms) - _losses(len(self.original_ms))
+
+    @property
+    def settled(self) -> bool:
+        """Whether the ratio is known closely: half of the rounds lie near its median."""
+        low, high = np.percentile(np.divide(self.candidate_ms, self.original_ms), [25.0, 75.0])
+        return bool(high - low <= _CLOSE * self.ratio)
+
+
+def _losses(rounds: int) -> int:
+    """In how many rounds a faster candidate may have been slower."""
+    return max(1, rounds // 7)
 
 
 def together(timings: Sequence[LayerTiming]) -> LayerTiming:
@@ -90,17 +105,12 @@ class LatencyTable:
         keys = [self._key(original, candidate) for candidate in candidates]
         new = [i for i, key in enumerate(keys) if key not in self._entries]
         if new:
-            models = [original, *(candidates[i] for i in new)]
-            timings = interleaved(
-                models,
-                [random_inputs(model) for model in models],
-                self.execution,
-                budget=LAYER_BUDGET,
-            )
-            for i, timing in zip(new, timings[1:], strict=True):
+            for i, timing in zip(
+                new, self._measured(original, [candidates[i] for i in new]), strict=True
+            ):
                 self._entries[keys[i]] = {
-                    "original_ms": [round(float(v), 6) for v in timings[0].round_medians],
-                    "candidate_ms": [round(float(v), 6) for v in timing.round_medians],
+                    "original_ms": [round(v, 6) for v in timing.original_ms],
+                    "candidate_ms": [round(v, 6) for v in timing.candidate_ms],
                 }
             self.measured += len(new)
             self._write()
@@ -108,6 +118,22 @@ class LatencyTable:
             LayerTiming(tuple(e["original_ms"]), tuple(e["candidate_ms"]))
             for e in (self._entries[key] for key in keys)
         ]
+
+    def _measured(
+        self, original: onnx.ModelProto, candidates: list[onnx.ModelProto]
+    ) -> list[LayerTiming]:
+        """Rounds side by side, and more of them while a ratio is not known closely."""
+        models = [original, *candidates]
+        feeds = [random_inputs(model) for model in models]
+        rounds: list[list[float]] = [[] for _ in models]
+        for _ in range(_REPETITIONS):
+            timings = interleaved(models, feeds, self.execution, budget=LAYER_BUDGET)
+            for one, timing in zip(rounds, timings, strict=True):
+                one += map(float, timing.round_medians)
+            found = [LayerTiming(tuple(rounds[0]), tuple(one)) for one in rounds[1:]]
+            if all(timing.settled for timing in found):
+                break
+        return found
 
     def _key(self, original: onnx.ModelProto, candidate: onnx.ModelProto) -> str:
         parts = [self._context, structure_key(original), structure_key(candidate)]

@@ -33,6 +33,20 @@ def test_faster(factors, faster):
     assert _timing(*factors).faster is faster
 
 
+def test_more_rounds_may_lose_more():
+    """Three of 21 are as many as one of seven."""
+    rounds = (10.0,) * 21
+    assert LayerTiming(rounds, (9.0,) * 18 + (11.0,) * 3).faster
+    assert not LayerTiming(rounds, (9.0,) * 17 + (11.0,) * 4).faster
+
+
+def test_settled():
+    """Half of the rounds within a tenth of the median; what the others did does not matter."""
+    assert _timing(*(0.8,) * 7).settled
+    assert _timing(0.2, 0.79, 0.8, 0.8, 0.8, 0.81, 5.0).settled
+    assert not _timing(0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1).settled
+
+
 def test_two_rounds_need_the_median_as_well():
     """One win of two is all rounds but one; the median ratio decides."""
     assert LayerTiming((10.0, 10.0), (5.0, 11.0)).faster

@@ -90,6 +90,24 @@ def test_another_structure_is_another_entry(stopwatch, layer):
     assert len(stopwatch.calls) == 4
 
 
+@pytest.mark.parametrize(("calm", "calls"), [(2, 2), (3, 3), (9, 3)])
+def test_what_varies_is_measured_again(layer, monkeypatch, calm, calls):
+    """Rounds add up until the ratio is known closely, or three times have not been enough."""
+    made = []
+
+    def timed(models, *_arguments, **_options):
+        made.append(models)
+        other = (5.0,) * 8 if len(made) >= calm else (2.0, 9.0)
+        return [Timing(tuple((10.0,) for _ in other)), Timing(tuple((ms,) for ms in other))]
+
+    monkeypatch.setattr(table_module, "interleaved", timed)
+    (timing,) = LatencyTable(None, ONE).compare(layer(5), [layer(4)])
+    assert len(made) == calls
+    assert len(timing.original_ms) == len(timing.candidate_ms)
+    assert timing.candidate_ms[:2] == (2.0, 9.0)
+    assert timing.settled == (calm < 9)
+
+
 def test_no_candidates(stopwatch, layer):
     assert LatencyTable(None, ONE).compare(layer(5), []) == []
     assert stopwatch.calls == []
