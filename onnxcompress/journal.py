@@ -105,10 +105,14 @@ class RecordedHours(QuietHours):
         super().__init__()
         self._hours, self._journal, self._name = hours, journal, name
 
-    def measure(self, take: Callable[[], list[Timing]]) -> list[Timing]:
+    def measure(
+        self,
+        take: Callable[[], list[Timing]],
+        doubt: Callable[[list[Timing]], bool] | None = None,
+    ) -> list[Timing]:
         """The measurement as it was taken, or taken now."""
         found = self._journal.recall(
-            self._name, lambda: [timing.rounds for timing in self._hours.measure(take)]
+            self._name, lambda: [timing.rounds for timing in self._hours.measure(take, doubt)]
         )
         return [Timing(tuple(tuple(samples) for samples in rounds)) for rounds in found]
 

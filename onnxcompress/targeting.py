@@ -36,6 +36,9 @@ from onnxcompress.verify.verdict import Verdict
 _NOISE = 0.01
 """Fraction of the original's latency by which a plan ends below a target, because times vary."""
 
+_MOST_NOISE = 0.06
+"""The same at most: what is missed by more than that, times alone do not explain."""
+
 _FAR = 0.05
 """How far below its targets a result may end before it is planned again, with fresh timings."""
 
@@ -195,7 +198,8 @@ class Targeting:
         share = 0.5 * 1.5**step if step else float(self._misses > 1)
         for kind, excess in missed.items():
             if excess > 0:
-                self._margins[kind] = self._margins.get(kind, 0.0) + share * excess
+                margin = self._margins.get(kind, 0.0) + share * excess
+                self._margins[kind] = min(margin, _MOST_NOISE) if kind == "latency" else margin
         return True
 
     def loosen(self, verdict: Verdict, chosen: Chosen) -> bool:

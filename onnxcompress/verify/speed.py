@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from onnxcompress.latency.interleave import Budget, Loadable, QuietHours, Timing, interleaved
 from onnxcompress.runtime import Array, Execution
 from onnxcompress.verify.bootstrap import bootstrap_ratio, bootstrap_statistic
@@ -49,6 +51,7 @@ def race(
     seed: int,
     budget: Budget | None = None,
     quiet: QuietHours | None = None,
+    limit: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Race:
     """Time models in alternating rounds, one live session at a time.
@@ -60,13 +63,18 @@ def race(
         seed: of the bootstrap.
         budget: how long to measure.
         quiet: what is known of the reference's times on a quiet machine.
+        limit: ratio of the last model above which the measurement is doubted, and taken again.
         progress: called with (rounds done, rounds in all).
     """
 
     def take() -> list[Timing]:
         return interleaved(models, feeds, execution, budget=budget, progress=progress)
 
-    timings = (quiet or QuietHours()).measure(take)
+    def doubt(timings: list[Timing]) -> bool:
+        ratio = np.median(timings[-1].round_medians / timings[0].round_medians)
+        return limit is not None and bool(ratio > limit)
+
+    timings = (quiet or QuietHours()).measure(take, doubt)
     first = timings[0].round_medians
     ratios = tuple(bootstrap_ratio(first, t.round_medians, seed=seed) for t in timings)
     return Race(tuple(Latency(timing, seed) for timing in timings), ratios)

@@ -130,6 +130,7 @@ def verify(
         seed=seed,
         budget=budget,
         quiet=quiet,
+        limit=bounds.targets.get("latency"),
         progress=progress,
     )
     memory = [peak_memory_bytes(model, sizes, execution) for model in (original, result)]

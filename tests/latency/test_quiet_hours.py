@@ -44,6 +44,15 @@ def test_taken_again(best: float, times: list[float], taken: int, counts: int) -
     assert hours.best == min(best, *times[:taken])
 
 
+@pytest.mark.parametrize(("doubts", "taken", "counts"), [(0, 1, 1), (1, 2, 1), (9, 3, 3)])
+def test_what_is_doubted_is_taken_again(doubts: int, taken: int, counts: int) -> None:
+    """Three times at most; the quietest counts, whatever it says of the other model."""
+    machine = Machine([4.0, 4.1, 3.9, 4.0])
+    found = QuietHours().measure(machine, lambda _: machine.taken <= doubts)
+    assert machine.taken == taken
+    assert found[1].p50 == counts
+
+
 def test_the_standard_is_kept() -> None:
     hours = QuietHours()
     hours.measure(Machine([2.0]))
