@@ -207,7 +207,9 @@ class Targeting:
         if any(verdict.remaining(k) > fraction - _FAR for k, fraction in self._targets.items()):
             return False
         self._remains.believe(verdict.remaining("latency"), chosen)
-        self._way = None
+        if self._way is not None and self._way.gone:
+            # Fewer branches may do; ranks and widths are chosen anew in any case.
+            self._way = None
         return bool(self._targets)
 
     def _measured_choice(
