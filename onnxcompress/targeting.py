@@ -39,6 +39,9 @@ _NOISE = 0.01
 _MOST_NOISE = 0.15
 """The same at most: what is missed by more than that, times alone do not explain."""
 
+_SMALL = 1e-3
+"""Relative squared error of the outputs below which no other plan is worth its trial."""
+
 _FAR = 0.05
 """How far below its targets a result may end before it is planned again, with fresh timings."""
 
@@ -111,8 +114,10 @@ class Targeting:
         first = self._first_ways(tournament, sites, timings, branches, barred)
         self._progress.stage("weigh plans")
         tournament.expect(5)
-        for way in self._other_ways(first, sites, damages, timings, rest):
-            tournament.enter(way)
+        others = self._other_ways(first, sites, damages, timings, rest)
+        if "latency" not in self._targets or tournament.error(first) > _SMALL:
+            for way in others:
+                tournament.enter(way)
         found = tournament.winner()
         self._way = found.way
         return found.choice

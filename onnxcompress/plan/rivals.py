@@ -119,6 +119,13 @@ class Tournament:
                 self.enter(Way((nearest + best) // 2))
         return self.leader
 
+    def error(self, rival: Rival) -> float:
+        """Relative squared error of the outputs after a brief repair."""
+        chosen = rival.choice.chosen
+        if chosen not in self._errors:
+            self._errors[chosen] = self._trial(chosen).error
+        return self._errors[chosen]
+
     @property
     def leader(self) -> Rival:
         """The best so far, by brief repair."""
@@ -147,14 +154,11 @@ class Tournament:
 
     def _rank(self, rival: Rival) -> tuple[bool, float]:
         """What meets the targets comes first, then what errs least."""
-        chosen = rival.choice.chosen
         able = any(other.choice.meets for other in self._rivals.values())
         if able and not rival.choice.meets:
             # It cannot win, whatever it errs.
             return True, float("inf")
-        if chosen not in self._errors:
-            self._errors[chosen] = self._trial(chosen).error
-        return not rival.choice.meets, self._errors[chosen]
+        return not rival.choice.meets, self.error(rival)
 
     def _words(self, rival: Rival) -> str:
         error = self._errors.get(rival.choice.chosen)
