@@ -67,10 +67,20 @@ def _losses(rounds: int) -> int:
 
 
 def together(timings: Sequence[LayerTiming]) -> LayerTiming:
-    """Several layers as one: their times round by round, added up."""
+    """Several layers as one: their times round by round, added up.
+
+    Of layers that were timed for more rounds than others, rounds in a row count as one, by their
+    median.
+    """
+    rounds = min(len(timing.original_ms) for timing in timings)
+
+    def added(every: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+        rows = [[float(np.median(part)) for part in np.array_split(ms, rounds)] for ms in every]
+        return tuple(float(sum(ms)) for ms in zip(*rows, strict=True))
+
     return LayerTiming(
-        tuple(float(sum(ms)) for ms in zip(*(t.original_ms for t in timings), strict=True)),
-        tuple(float(sum(ms)) for ms in zip(*(t.candidate_ms for t in timings), strict=True)),
+        added([timing.original_ms for timing in timings]),
+        added([timing.candidate_ms for timing in timings]),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onnxcompress.latency.table import LayerTiming
+from onnxcompress.latency.table import LayerTiming, together
 
 ORIGINAL = (10.0, 12.0, 11.0, 10.0, 13.0, 10.0, 11.0)
 
@@ -65,3 +65,18 @@ def test_saved_time_is_the_median_of_differences():
     timing = LayerTiming((10.0, 100.0, 10.0), (5.0, 50.0, 20.0))
     assert timing.saved_ms == 5.0
     assert LayerTiming((1.0,), (3.0,)).saved_ms == -2.0
+
+
+def test_several_layers_as_one():
+    one = LayerTiming((10.0, 20.0), (5.0, 6.0))
+    other = LayerTiming((1.0, 2.0), (3.0, 4.0))
+    assert together([one, other]) == LayerTiming((11.0, 22.0), (8.0, 10.0))
+    assert together([one]) == one
+
+
+def test_several_layers_of_unequal_rounds():
+    """Three rounds in a row count as one, by their median: one that was disturbed does not."""
+    long = LayerTiming((1.0, 2.0, 90.0, 4.0, 4.0, 4.0), (1.0, 1.0, 50.0, 2.0, 3.0, 2.0))
+    assert together([LayerTiming((10.0, 20.0), (5.0, 6.0)), long]) == LayerTiming(
+        (12.0, 24.0), (6.0, 8.0)
+    )
