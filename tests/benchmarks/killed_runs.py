@@ -3,7 +3,8 @@
     python tests/benchmarks/killed_runs.py --out DIR [--kills 5] [--seed 0] [--target macs=0.6]
 
 ResNet-20 with the gate on. One run is left alone; another, with the same latency table, is killed
-again and again, each time after a random share of what is left of it, and then left to finish. Times of whole networks are measured afresh by each run, so the target is a counted one.
+again and again, each time after a random share of what is left of it, and then left to finish.
+Times of whole networks are measured afresh by each run, so the target is a counted one.
 
 The shared folder is found through ONNXCOMPRESS_DATA (default ../shared).
 """
