@@ -12,7 +12,7 @@ from typing import Any
 from onnxcompress.errors import UsageError
 from onnxcompress.latency.table import default_table_path
 from onnxcompress.plan.contract import Pass
-from onnxcompress.plan.targets import PRECISIONS
+from onnxcompress.plan.targets import NEEDS_INPUTS, PRECISIONS
 from onnxcompress.runtime import Execution
 
 DEFAULT_MAX_DROP = 1.0
@@ -89,7 +89,7 @@ class Config:
         if self.then is not None and self.then not in PRECISIONS:
             raise UsageError(f"--then '{self.then}' is none of {', '.join(PRECISIONS)}")
         if self.then == "int8" and self.data is None:
-            raise UsageError("--then int8 takes the ranges of activations from inputs: give --data")
+            raise UsageError(NEEDS_INPUTS)
         if self.samples < 1:
             raise UsageError(f"--samples must be at least 1, not {self.samples}")
         if not self.passes and self.plan is None:

@@ -99,7 +99,9 @@ class Planner:
             prepared.journal,
         )
         then = config.then or (self._replay.then if self._replay is not None else None)
-        self.conversion = Conversion(then, inputs.calibration) if then is not None else None
+        self.conversion = (
+            Conversion(then, facts, inputs.calibration, config.seed) if then is not None else None
+        )
         self._remains = Remainder(prepared, self.passes, self.memo, self.mender, self.conversion)
         self._repairs = Repairs(
             prepared, self.passes, self.memo, self.mender, self._trial, progress

@@ -19,14 +19,7 @@ from onnxcompress.plan.correction import Correction
 from onnxcompress.plan.gate import Key
 from onnxcompress.plan.measured import for_measured_targets
 from onnxcompress.plan.rivals import Rival, Tournament, Way, spread
-from onnxcompress.plan.search import (
-    Choice,
-    Chosen,
-    Damages,
-    Sites,
-    conflicts,
-    savings,
-)
+from onnxcompress.plan.search import Choice, Chosen, Damages, Sites, conflicts, savings
 from onnxcompress.preparation import Prepared
 from onnxcompress.progress import Progress
 from onnxcompress.remainder import Remainder
@@ -73,6 +66,7 @@ class Targeting:
         self._misses = 0
         self._path: Chosen = ()
         self._way: Way | None = None
+        self._reopened = False
 
     def met_already(self) -> bool:
         """Whether exact rewrites, or the precision asked for, save enough by themselves."""
@@ -109,18 +103,22 @@ class Targeting:
             return self._measured_choice(offers, errors, timings, gone, way)
 
         if self._way is not None:
-            return choose(self._way)
+            found = choose(self._way)
+            if found.meets or self._reopened:
+                return found
+            # What was asked more for is out of this way's reach; another may have it.
+            self._reopened = True
         tournament = Tournament(choose, self._trial, self._judge, self._progress.step)
         first = self._first_ways(tournament, sites, timings, branches, barred)
         self._progress.stage("weigh plans")
         tournament.expect(5)
-        others = self._other_ways(first, sites, damages, timings, rest)
-        if "latency" not in self._targets or tournament.error(first) > _SMALL:
+        others = list(self._other_ways(first, sites, damages, timings, rest))
+        if others and ("latency" not in self._targets or tournament.error(first) > _SMALL):
             for way in others:
                 tournament.enter(way)
-        found = tournament.winner()
-        self._way = found.way
-        return found.choice
+        winner = tournament.winner()
+        self._way = winner.way
+        return winner.choice
 
     def _first_ways(
         self,

@@ -33,8 +33,7 @@ def raised(model: onnx.ModelProto) -> onnx.ModelProto:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise GradientError(
-            f"the model cannot be raised from opset {version} to {LOWEST}, which gradients need: "
-            f"{reason}"
+            f"the model cannot be raised from opset {version} to {LOWEST}: {reason}"
         ) from error
     _without_constant_nodes(copy.graph)
     if version < _RESIZE_MODES:

@@ -9,6 +9,7 @@ from onnxcompress.errors import UsageError
 KINDS = ("latency", "macs", "params", "size")
 PRECISIONS = ("fp16", "int8")
 """What the result may be converted to."""
+NEEDS_INPUTS = "--then int8 takes the ranges of activations from inputs: give --data"
 
 
 def parse_target(text: str) -> tuple[str, float]:

@@ -17,10 +17,13 @@ from typing import Any
 
 import onnx
 
+from onnxcompress.analyse.facts import Facts
 from onnxcompress.calibrate.dataset import Dataset
+from onnxcompress.calibrate.moments import drawn_feeds
 from onnxcompress.errors import GradientError, ModelError, UsageError
 from onnxcompress.gradients.opset import raised
 from onnxcompress.graph.view import subgraphs
+from onnxcompress.plan.targets import NEEDS_INPUTS
 from onnxcompress.runtime import Array
 
 _RANGES = 256
@@ -37,13 +40,24 @@ class Conversion:
 
     Attributes:
         precision: fp16 (weights and activations; inputs and outputs stay as they are) or int8
-            (static, symmetric, weights per channel, ranges of activations by their least and
+            (static; weights symmetric and per channel, ranges of activations by their least and
             greatest value; operators between QuantizeLinear and DequantizeLinear).
+        facts: about the canonical model; its shapes say how many inputs fit into memory.
         data: calibration inputs; int8 takes ranges from them.
+        seed: which of them.
+
+    Raises:
+        UsageError: int8 without inputs.
     """
 
     precision: str
+    facts: Facts
     data: Dataset | None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision == "int8" and self.data is None:
+            raise UsageError(NEEDS_INPUTS)
 
     def __call__(self, model: onnx.ModelProto, *, briefly: bool = False) -> onnx.ModelProto:
         """A converted copy.
@@ -54,32 +68,24 @@ class Conversion:
 
         Raises:
             ModelError: ONNX Runtime's converter fails on it.
-            UsageError: int8 without inputs.
         """
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
-        if self.precision == "fp16":
+        if self.data is None or self.precision == "fp16":
             converted = _guarded("fp16", lambda: _half(copy))
         else:
             copy = _with_scales_per_channel(copy)
-            feeds = self._feeds(_BRIEFLY if briefly else _RANGES)
-            converted = _guarded("int8", lambda: _quantised(copy, feeds))
+            count = _BRIEFLY if briefly else _RANGES
+            facts = self.facts
+            feeds = drawn_feeds(facts.model, facts.shapes(), self.data, self.seed, count)
+            converted = _guarded("int8", lambda: _quantised(copy, iter(feeds)))
         _in_order(converted.graph)
         del converted.graph.value_info[:]
         del converted.metadata_props[:]
         converted.metadata_props.extend(model.metadata_props)
-        converted.producer_name, converted.producer_version = (
-            model.producer_name,
-            model.producer_version,
-        )
+        converted.producer_name = model.producer_name
+        converted.producer_version = model.producer_version
         return converted
-
-    def _feeds(self, count: int) -> Iterator[dict[str, Array]]:
-        if self.data is None:
-            raise UsageError("8-bit ranges of activations are taken from inputs: give --data")
-        least = self.data.fixed_batch or 1
-        some = self.data.take(range(min(len(self.data), max(count, least))))
-        return (feeds for feeds, _ in some.batches(1))
 
 
 def _half(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -98,13 +104,7 @@ def _quantised(model: onnx.ModelProto, feeds: Iterator[dict[str, Array]]) -> onn
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
-        quantize_static(
-            model,
-            path,
-            Reader(),
-            per_channel=True,
-            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
-        )
+        quantize_static(model, path, Reader(), per_channel=True)
         return onnx.load(path)
 
 
@@ -160,7 +160,7 @@ def _with_scales_per_channel(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _in_order(graph: onnx.GraphProto) -> None:
-    """Nodes after those whose outputs they read; otherwise in the order they have."""
+    """Nodes after those whose outputs they read."""
     makers = {name: at for at, node in enumerate(graph.node) for name in node.output if name}
     reads = {
         at: sorted({makers[name] for name in _read(node) if name in makers})

@@ -86,7 +86,7 @@ def test_what_was_expected_is_told(fine: Sites) -> None:
     assert first.expected["macs"] == pytest.approx(0.5, abs=0.005)
     assert first.measured["macs"] == pytest.approx(seen[0] / 10_000)
     assert first.measured["macs"] == pytest.approx(0.6, abs=0.005)
-    assert second.expected["macs"] == pytest.approx(second.measured["macs"], abs=1e-6)
+    assert second.expected["macs"] == pytest.approx(second.measured["macs"], rel=1e-12)
 
 
 def test_one_coarse_candidate(offer: Offer) -> None:

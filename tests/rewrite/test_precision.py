@@ -59,7 +59,7 @@ def kinds(model: onnx.ModelProto) -> set[int]:
 
 
 def test_half_precision(network: onnx.ModelProto, kit: Any, nets: Any) -> None:
-    found = Conversion("fp16", None)(network)
+    found = Conversion("fp16", nets.facts(network), None)(network)
     onnx.checker.check_model(found, full_check=True)
     assert interface_differences(network, found) == []
     assert kinds(found) == {onnx.TensorProto.FLOAT16}
@@ -68,7 +68,7 @@ def test_half_precision(network: onnx.ModelProto, kit: Any, nets: Any) -> None:
 
 
 def test_eight_bits(network: onnx.ModelProto, data: Any, kit: Any, nets: Any) -> None:
-    found = Conversion("int8", data)(network)
+    found = Conversion("int8", nets.facts(network), data)(network)
     onnx.checker.check_model(found, full_check=True)
     assert interface_differences(network, found) == []
     assert onnx.TensorProto.INT8 in kinds(found)
@@ -81,18 +81,18 @@ def test_eight_bits(network: onnx.ModelProto, data: Any, kit: Any, nets: Any) ->
 
 def test_ranges_come_from_the_data(network: onnx.ModelProto, kit: Any, nets: Any) -> None:
     """With inputs a hundred times as large every step is coarse, and the answers are."""
-    feeds = nets.samples(network, 8)
+    feeds, facts = nets.samples(network, 8), nets.facts(network)
     narrow, wide = (
-        Conversion("int8", inputs(network, {"x": scale * nets.samples(network, 40)["x"]}))
+        Conversion("int8", facts, inputs(network, {"x": scale * nets.samples(network, 40)["x"]}))
         for scale in (1.0, 100.0)
     )
     fine, coarse = (furthest(kit, c(network), network, feeds) for c in (narrow, wide))
     assert coarse > 5.0 * fine
 
 
-def test_twice_is_the_same(network: onnx.ModelProto, data: Any) -> None:
+def test_twice_is_the_same(network: onnx.ModelProto, data: Any, nets: Any) -> None:
     for precision in ("fp16", "int8"):
-        one, other = (Conversion(precision, data)(network) for _ in range(2))
+        one, other = (Conversion(precision, nets.facts(network), data)(network) for _ in range(2))
         assert one.SerializeToString() == other.SerializeToString()
 
 
@@ -101,7 +101,7 @@ def test_an_old_opset_is_raised(network: onnx.ModelProto, nets: Any, kit: Any) -
     old = network
     old.opset_import[0].version = 9
     feeds = nets.samples(old, 8)
-    found = Conversion("int8", inputs(old, feeds))(old)
+    found = Conversion("int8", nets.facts(old), inputs(old, feeds))(old)
     onnx.checker.check_model(found, full_check=True)
     assert max(o.version for o in found.opset_import if not o.domain) >= 13
     assert interface_differences(old, found) != []
@@ -109,26 +109,37 @@ def test_an_old_opset_is_raised(network: onnx.ModelProto, nets: Any, kit: Any) -
     assert furthest(kit, found, old, feeds) <= 0.15
 
 
-def test_int8_needs_inputs(network: onnx.ModelProto) -> None:
+def test_a_folder_sorted_by_class(network: onnx.ModelProto, kit: Any, nets: Any) -> None:
+    """The first 300 inputs are dark: ranges come from all of them, and do not cut the rest off."""
+    rows = nets.samples(network, 600)
+    rows["x"][:300] *= 0.01
+    found = Conversion("int8", nets.facts(network), inputs(network, rows))(network)
+    bright = {"x": rows["x"][300:308]}
+    assert furthest(kit, found, network, bright) <= 0.15
+
+
+def test_int8_needs_inputs(network: onnx.ModelProto, nets: Any) -> None:
     with pytest.raises(UsageError, match="--data"):
-        Conversion("int8", None)(network)
+        Conversion("int8", nets.facts(network), None)
 
 
-def test_a_converter_that_fails(network: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_converter_that_fails(
+    network: onnx.ModelProto, nets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_arguments: Any, **_options: Any) -> None:
         raise IndexError("list index\nout of range")
 
     monkeypatch.setattr("onnxruntime.transformers.float16.convert_float_to_float16", broken)
     with pytest.raises(ModelError, match="converter to fp16 fails: list index out of range"):
-        Conversion("fp16", None)(network)
+        Conversion("fp16", nets.facts(network), None)(network)
 
 
 def test_it_leaves_logging_alone(
-    network: onnx.ModelProto, data: Any, capfd: pytest.CaptureFixture[str]
+    network: onnx.ModelProto, data: Any, nets: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The converter gives advice through the root logger, and hangs a handler on it."""
     handlers, disabled = list(logging.getLogger().handlers), logging.root.manager.disable
-    Conversion("int8", data)(network)
+    Conversion("int8", nets.facts(network), data)(network)
     assert logging.getLogger().handlers == handlers
     assert logging.root.manager.disable == disabled
     captured = capfd.readouterr()
