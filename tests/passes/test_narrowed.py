@@ -14,12 +14,16 @@ import onnx
 import pytest
 
 from onnxcompress.analyse.facts import Facts
+from onnxcompress.analyse.sizes import input_specs
+from onnxcompress.calibrate.arrays import dataset_from_arrays
 from onnxcompress.graph.memo import Memo
 from onnxcompress.plan.contract import Candidate, Pass, Site
 from onnxcompress.plan.known_moments import remember_facts
 from onnxcompress.plan.plan import Plan, read_plan
 from onnxcompress.plan.search import conflicts
 from onnxcompress.rewrite.manager import rewrite
+from onnxcompress.rewrite.mender import Mender
+from onnxcompress.runtime import Execution
 from onnxcompress_passes.lnr import Lnr
 from onnxcompress_passes.prune import Prune
 from onnxcompress_passes.svd import Svd
@@ -185,3 +189,23 @@ def test_replayed_from_the_plan_file(model: onnx.ModelProto, facts: Facts, tmp_p
     again, _ = read_plan(path)
     one, other = applied(facts, *chosen), applied(facts, *again.chosen)
     assert one.SerializeToString(deterministic=True) == other.SerializeToString(deterministic=True)
+
+
+def test_repaired_as_one_layer(nets: Any, model: onnx.ModelProto, facts: Facts) -> None:
+    """What is left of a layer, and factored, is fitted again to what is left of its answers."""
+    rows = nets.samples(model, 400, seed=9)
+    data = dataset_from_arrays(rows, input_specs(model), preprocess=None, source="here")
+    factored = offered(low_rank("c2", 4, "data"), "c2", facts)
+    chosen = (*pruned(facts, 0.6), factored)
+    memo = Memo()
+    remember_facts(facts, memo)
+    passes = {"prune": Prune(), "tucker2": Tucker2()}
+    mender = Mender(facts, data, passes, memo, Execution(threads=1), 0, "refit")
+    result = rewrite(model, chosen, passes, strict=True, memo=memo).model
+    repaired = mender(result, chosen)
+    assert repaired is not None
+    fitted = {one.node: one for one in repaired.mended}
+    (whole,) = [one for node, one in fitted.items() if node.startswith("c2")]
+    assert whole.method == "refit"
+    assert whole.after < 0.9 * whole.before
+    assert [n.name for n in repaired.model.graph.node] == [n.name for n in result.graph.node]
