@@ -21,7 +21,7 @@ from onnxcompress.verify.intervals import (
     FloatArray,
     Interval,
     proportion_interval,
-    samples_for_half_width,
+    samples_for_upper_end,
     tango_interval,
 )
 from onnxcompress.verify.metrics import AGREEMENT, Metric
@@ -304,11 +304,11 @@ def _what_would_settle(drop: Drop, max_drop: float) -> str:
     margin = max_drop - drop.points
     if drop.only_before_right is None or drop.only_after_right is None or margin < _TOLERANCE:
         return ""
-    needed = samples_for_half_width(
+    needed = samples_for_upper_end(
         drop.only_before_right,
         drop.only_after_right,
         drop.n,
-        points=min(margin, 99.0),
+        limit=min(max_drop, 100.0),
         level=drop.interval.level,
     )
     return f"; about {needed} samples could settle it"

@@ -109,15 +109,15 @@ def tango_interval(
     return Interval(low, _tango_upper(only_before_right, only_after_right, n, z), level, "tango")
 
 
-def samples_for_half_width(
+def samples_for_upper_end(
     only_before_right: int,
     only_after_right: int,
     n: int,
     *,
-    points: float,
+    limit: float,
     level: float = 0.95,
 ) -> int:
-    """How many paired samples Tango's interval needs to become as narrow as wanted.
+    """How many paired samples Tango's interval needs to end below a drop.
 
     Approximate: it supposes that the networks go on disagreeing at the observed rates.
 
@@ -125,21 +125,26 @@ def samples_for_half_width(
         only_before_right: Samples that only the network before is right about.
         only_after_right: Samples that only the network after is right about.
         n: All samples, those included on which both agree.
-        points: The wanted half-width in percentage points, between 0 and 100.
+        limit: The drop in percentage points, above the observed one and at most 100.
         level: Confidence level between 0 and 1.
 
     Returns:
-        The smallest number of samples at which the half-width is at most ``points``.
+        The smallest number of samples at which the upper end is at most ``limit``.
+
+    Raises:
+        UsageError: The limit is no larger than what was observed: no number of samples will do.
     """
     _check_counts(only_before_right, only_after_right, n)
     z = _normal_quantile(level)
-    if not 0.0 < points < 100.0:
-        raise UsageError(f"a half-width of {points} points: give more than 0 and less than 100")
+    observed = 100.0 * (only_before_right - only_after_right) / n
+    if not observed < limit <= 100.0:
+        raise UsageError(
+            f"an upper end of {limit:g} points, of a drop of {observed:g}: out of reach"
+        )
 
     def too_wide(samples: int) -> bool:
         b, c = only_before_right * samples / n, only_after_right * samples / n
-        width = _tango_upper(b, c, samples, z) + _tango_upper(c, b, samples, z)
-        return 50.0 * width > points
+        return 100.0 * _tango_upper(b, c, samples, z) > limit
 
     enough = 1
     while too_wide(enough):

@@ -12,7 +12,7 @@ from onnxcompress.errors import DataError, ModelError, UsageError
 from onnxcompress.verify.comparison import Comparison
 from onnxcompress.verify.intervals import (
     proportion_interval,
-    samples_for_half_width,
+    samples_for_upper_end,
     tango_interval,
 )
 from onnxcompress.verify.metrics import parse_metric
@@ -96,7 +96,8 @@ def test_confidence_judges_the_upper_end(compared):
         assert comparison.passes(upper + 1e-6, confidence=level).ok
         refused = comparison.passes(upper - 1e-6, confidence=level)
         assert not refused.ok
-        needed = samples_for_half_width(90, 30, 300, points=upper - 1e-6 - 20.0, level=level)
+        needed = samples_for_upper_end(90, 30, 300, limit=upper - 1e-6, level=level)
+        assert needed > 300
         assert f"{upper:.6g} points, is above" in refused.reason
         assert refused.reason.endswith(f"about {needed} samples could settle it.")
     assert comparison.passes(20.0).ok
@@ -107,7 +108,7 @@ def test_confidence_judges_the_upper_end(compared):
 def test_an_allowed_drop_says_how_certain_it_is(compared):
     comparison = compared(BEFORE * 30, AFTER * 30, np.tile(LABELS, 30))
     upper = 100 * tango_interval(90, 30, 300).high
-    needed = samples_for_half_width(90, 30, 300, points=1.0)
+    needed = samples_for_upper_end(90, 30, 300, limit=21.0)
     assert comparison.passes(21.0).ok
     assert comparison.passes(21.0).reason.endswith(
         f"points allowed. Its 95 % interval reaches {upper:.3g} points; about {needed} samples "

@@ -19,7 +19,7 @@ from onnxcompress.verify.intervals import (
     Interval,
     json_number,
     proportion_interval,
-    samples_for_half_width,
+    samples_for_upper_end,
     tango_interval,
 )
 
@@ -157,29 +157,39 @@ def test_tango_coverage_by_enumeration(n, p12, p21):
     assert covered_by_wald < 0.94
 
 
-def test_samples_for_half_width_is_the_smallest():
-    b, c, n, points = 12, 5, 1000, 0.5
-    samples = samples_for_half_width(b, c, n, points=points)
+def test_samples_for_upper_end_is_the_smallest():
+    b, c, n, limit = 12, 5, 1000, 1.2
+    samples = samples_for_upper_end(b, c, n, limit=limit)
 
-    def half_width(m):
-        low, high = brute_force_tango(b * m / n, c * m / n, m)
-        return 50.0 * (high - low)
+    def upper(m):
+        return 100.0 * brute_force_tango(b * m / n, c * m / n, m)[1]
 
-    assert half_width(samples) <= points * (1 + 1e-5)
-    assert half_width(samples - 1) > points * (1 - 1e-5)
-    # The half-width changes by half its relative change in n, so these two bracket it clearly.
-    assert half_width(samples - 30) > points > half_width(samples + 30)
-
-
-def test_samples_for_half_width_without_disagreement():
-    # z²/(n + z²) <= h is solved by n = z²(1/h - 1) = 764.45
-    assert samples_for_half_width(0, 0, 100, points=0.5) == 765
+    assert upper(samples) <= limit * (1 + 1e-5)
+    assert upper(samples - 1) > limit * (1 - 1e-5)
+    # The distance from the drop changes by half its relative change in n: a clear bracket.
+    assert upper(samples - 30) > limit > upper(samples + 30)
 
 
-@pytest.mark.parametrize(("points", "level"), [(0.0, 0.95), (100.0, 0.95), (nan, 0.95), (1.0, 1.0)])
-def test_samples_for_half_width_refuses(points, level):
+@pytest.mark.parametrize(("b", "c", "n"), [(12, 5, 1000), (4, 1, 797), (30, 30, 200)])
+def test_what_does_not_fit_yet_takes_more_samples(b, c, n):
+    """And what fits already takes no more; the interval is not symmetric about the drop."""
+    upper = 100.0 * tango_interval(b, c, n).high
+    assert samples_for_upper_end(b, c, n, limit=upper * 0.98) > n
+    assert samples_for_upper_end(b, c, n, limit=upper * 1.02) < n
+
+
+def test_samples_for_upper_end_without_disagreement():
+    # z²/(n + z²) <= u is solved by n = z²(1/u - 1) = 764.45
+    assert samples_for_upper_end(0, 0, 100, limit=0.5) == 765
+
+
+@pytest.mark.parametrize(
+    ("limit", "level"), [(10.0, 0.95), (-1.0, 0.95), (101.0, 0.95), (nan, 0.95), (11.0, 1.0)]
+)
+def test_samples_for_upper_end_refuses(limit, level):
+    """One sample in ten is lost: an upper end of ten points is out of reach."""
     with pytest.raises(UsageError):
-        samples_for_half_width(1, 2, 10, points=points, level=level)
+        samples_for_upper_end(2, 1, 10, limit=limit, level=level)
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (3, 7), (926, 1000)])
