@@ -234,21 +234,10 @@ def test_nothing_is_written_when_everything_was_rolled_back(
     refuse(1, "compress", model, out, "--plan", path, "--gate", "off", "-q", words=words)
 
 
-def test_what_a_run_leaves_in_its_folder(
-    cli: Callable[..., Any], model: Path, samples: Path
-) -> None:
-    folder = model.with_name("run")
-    outcome = cli("compress", model, model.with_name("a.onnx"), "--run", folder, "--data", samples)
-    assert outcome.code == 0, outcome.err
-    names = sorted(path.name for path in folder.iterdir())
-    assert names == ["journal.jsonl", "latency.json", "models", "moments", "plan.json"]
-
-
-def test_the_same_latency_table_gives_the_same_bytes(
-    cli: Callable[..., Any], model: Path, samples: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Timings that differ from call to call: the second job must take them all from the table."""
-    generator, calls = np.random.default_rng(), []
+@pytest.fixture
+def timings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every rewrite is faster, by what differs from call to call; how many models each one timed."""
+    generator, calls = np.random.default_rng(), list[int]()
 
     def layers(models: list[Any], *_arguments: Any, **_options: Any) -> list[Timing]:
         calls.append(len(models))
@@ -260,17 +249,35 @@ def test_the_same_latency_table_gives_the_same_bytes(
 
     monkeypatch.setattr("onnxcompress.latency.table.interleaved", layers)
     monkeypatch.setattr("onnxcompress.verify.speed.interleaved", network)
+    return calls
+
+
+@pytest.mark.usefixtures("timings")
+def test_what_a_run_leaves_in_its_folder(
+    cli: Callable[..., Any], model: Path, samples: Path
+) -> None:
+    folder = model.with_name("run")
+    outcome = cli("compress", model, model.with_name("a.onnx"), "--run", folder, "--data", samples)
+    assert outcome.code == 0, outcome.err
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["journal.jsonl", "latency.json", "models", "moments", "plan.json"]
+
+
+def test_the_same_latency_table_gives_the_same_bytes(
+    cli: Callable[..., Any], model: Path, samples: Path, timings: list[int]
+) -> None:
+    """The second job must take all the timings from the table."""
     folder, results = model.with_name("run"), []
     for name in ("a.onnx", "b.onnx"):
         out = model.with_name(name)
         outcome = cli("compress", model, out, "--run", folder, "--data", samples)
         assert outcome.code == 0, outcome.err
-        results.append((out.read_bytes(), (folder / "plan.json").read_bytes(), len(calls)))
+        results.append((out.read_bytes(), (folder / "plan.json").read_bytes(), len(timings)))
         # The table alone is what is left of the first job.
         (folder / "journal.jsonl").unlink()
         shutil.rmtree(folder / "models")
     assert results[0] == results[1]
-    assert calls
+    assert timings
 
 
 def test_bytes_do_not_depend_on_the_hash_seed(
