@@ -10,6 +10,7 @@ from onnxcompress.analyse.sizes import input_specs, parse_shape
 from onnxcompress.calibrate.inputs import open_data
 from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR, SAMPLES, Config
 from onnxcompress.load.source import ModelSource, read_source
+from onnxcompress.numerics.blas_threads import one_blas_pool
 from onnxcompress.pipeline import Result, run
 from onnxcompress.plan.contract import Pass
 from onnxcompress.plan.recipes import BALANCED, recipe
@@ -130,6 +131,7 @@ def compress(
     return run(model, config, progress)
 
 
+@one_blas_pool()
 def saliency(
     model: ModelSource,
     data: Any,

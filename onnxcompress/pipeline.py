@@ -12,6 +12,7 @@ from onnxcompress.analyse.sizes import random_feeds
 from onnxcompress.config import Config
 from onnxcompress.errors import BoundError, DataError
 from onnxcompress.load.source import ModelSource
+from onnxcompress.numerics.blas_threads import one_blas_pool
 from onnxcompress.plan.plan import Plan
 from onnxcompress.plan.reasons import most_frequent
 from onnxcompress.planning import Planner
@@ -50,6 +51,7 @@ class Result:
     verdict: Verdict
 
 
+@one_blas_pool()
 def run(source: ModelSource, config: Config, progress: Progress | None = None) -> Result:
     """The main job.
 

@@ -24,6 +24,7 @@ from onnxcompress.config import matching
 from onnxcompress.errors import GradientError, ModelError, UsageError
 from onnxcompress.load.canonical import canonicalise
 from onnxcompress.load.trust import trusted
+from onnxcompress.numerics.blas_threads import one_blas_pool
 from onnxcompress.plan.saliency.criteria import CRITERIA, scores
 from onnxcompress.plan.saliency.normalise import normalised
 from onnxcompress.plan.saliency.question import Question, sensitivity_of
@@ -85,6 +86,7 @@ class Study:
     measured: Measured | None
 
 
+@one_blas_pool()
 def study(
     model: onnx.ModelProto,
     data: Dataset,

@@ -16,6 +16,7 @@ from onnxcompress.latency.table import LayerTiming
 from onnxcompress.plan.branch_path import branch_path
 from onnxcompress.plan.contract import Candidate
 from onnxcompress.plan.correction import Correction
+from onnxcompress.plan.enough import Enough
 from onnxcompress.plan.gate import Key
 from onnxcompress.plan.measured import for_measured_targets
 from onnxcompress.plan.rivals import Rival, Tournament, Way, spread
@@ -272,12 +273,19 @@ class Targeting:
         def apart(one: Candidate[Any], other: Candidate[Any]) -> bool:
             return (min(at[one], at[other]), max(at[one], at[other])) in pairs
 
+        enough = Enough(
+            {kind: self._limit(kind) for kind in self._targets},
+            self._remains.baseline,
+            self._remains.head_start,
+            timings,
+            self._remains,
+        )
         path = branch_path(
             candidates,
             worth.tolist(),
             apart,
             self._trial.step,
-            lambda gone: self._enough(self._remains(gone)),
+            enough,
             progress=self._progress.step,
         )
         return [at[branch] for branch in path]
@@ -285,10 +293,13 @@ class Targeting:
     def _enough(self, remains: Mapping[str, float]) -> bool:
         """Whether what remains meets every target, and by as much as is kept below it."""
         return all(
-            remains[kind]
-            <= (fraction - self._margins.get(kind, 0.0)) * self._remains.baseline.total(kind)
-            for kind, fraction in self._targets.items()
+            remains[kind] <= self._limit(kind) * self._remains.baseline.total(kind)
+            for kind in self._targets
         )
+
+    def _limit(self, kind: str) -> float:
+        """What fraction of the original may remain."""
+        return self._targets[kind] - self._margins.get(kind, 0.0)
 
 
 def _allowed(

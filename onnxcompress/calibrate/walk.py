@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -65,7 +66,9 @@ class Walk:
         execution: Execution,
         shelf: Shelf,
     ) -> None:
-        self._model, self._execution, self._shelf = model, execution, shelf
+        self._model, self._shelf = model, shelf
+        # Between pieces the cores are for what looks at the values.
+        self._execution = replace(execution, spinning=False)
         self._view = GraphView(model)
         self._feeds = feeds
         self._done: set[str] = set()

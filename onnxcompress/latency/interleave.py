@@ -123,7 +123,8 @@ class QuietHours:
 
     What else runs on a machine slows a large network down more than a small one, and moves ratios.
     The first model is the same in every measurement and tells: where it took clearly longer than in
-    its best hour, the measurement is taken again, a few times, and the quietest counts.
+    its best hour, the measurement is taken again, a few times, and the quietest counts. A machine
+    that does not come to rest has become slower: from then on, that is what is called quiet.
     """
 
     def __init__(self) -> None:
@@ -150,7 +151,10 @@ class QuietHours:
             doubtful = doubt is not None and len(found) < _DOUBTFUL and doubt(found[-1])
             if taken <= _QUIET * self.best and not doubtful:
                 break
-        return min(found, key=lambda timings: _middle(timings[0]))
+        quietest = min(found, key=lambda timings: _middle(timings[0]))
+        if len(found) == _PATIENCE:
+            self.best = _middle(quietest[0])
+        return quietest
 
 
 def _middle(timing: Timing) -> float:
