@@ -236,7 +236,7 @@ def test_nothing_is_written_when_everything_was_rolled_back(
 
 @pytest.fixture
 def timings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every rewrite is faster, by more or less from call to call; how many models each one timed."""
+    """Every rewrite is faster, by more or less each time; how many models each call timed."""
     generator, calls = np.random.default_rng(), list[int]()
 
     def layers(models: list[Any], *_arguments: Any, **_options: Any) -> list[Timing]:
