@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcompress.errors import OutputError
-from onnxcompress.latency.interleave import QuietHours, Timing
+from onnxcompress.latency.interleave import PATIENCE, QuietHours, Timing
 from onnxcompress.plan.contract import Candidate
 from onnxcompress.plan.gate import candidate_key
 
@@ -109,11 +109,15 @@ class RecordedHours(QuietHours):
         self,
         take: Callable[[], list[Timing]],
         doubt: Callable[[list[Timing]], bool] | None = None,
+        *,
+        patience: int = PATIENCE,
     ) -> list[Timing]:
         """The measurement as it was taken, or taken now."""
-        found = self._journal.recall(
-            self._name, lambda: [timing.rounds for timing in self._hours.measure(take, doubt)]
-        )
+
+        def now() -> list[tuple[tuple[float, ...], ...]]:
+            return [timing.rounds for timing in self._hours.measure(take, doubt, patience=patience)]
+
+        found = self._journal.recall(self._name, now)
         return [Timing(tuple(tuple(samples) for samples in rounds)) for rounds in found]
 
 

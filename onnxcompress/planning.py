@@ -32,6 +32,7 @@ from onnxcompress.plan.replay import check_fits, needing_data
 from onnxcompress.plan.search import (
     Choice,
     Damages,
+    Prediction,
     by_rule,
     within_bound,
     within_budget,
@@ -66,6 +67,7 @@ class Planner:
         self._last: tuple[Candidate[Any], ...] = ()
         self._damages: Damages | None = None
         self._options: Options | None = None
+        self._predictions: list[Prediction] = []
         self.timings: dict[Key, LayerTiming] = {}
         self.memo = Memo()
         self._table = LatencyTable(config.latency_table, config.execution)
@@ -150,7 +152,7 @@ class Planner:
             targets=self._config.targets,
             gate=self._config.gated,
             notes=(*choice.notes, *(() if self._config.gated else (_UNGATED,))),
-            predictions=choice.predictions,
+            predictions=tuple(self._predictions),
             then=self._config.then,
         )
 
@@ -228,12 +230,14 @@ class Planner:
         if self._config.targets:
             if self._targeting.met_already():
                 return Choice((), ("the targets are met without a lossy rewrite",))
-            return self._targeting.choice(
+            choice = self._targeting.choice(
                 sites,
                 self._expected(options),
                 self.timings,
                 by_data=self._plans_by_data(),
             )
+            self._predictions += choice.predictions
+            return choice
         if not self._plans_by_data():
             return by_rule(sites)
         # A single candidate per site (explicit ranks) that costs nothing needs no weighing.

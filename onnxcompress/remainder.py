@@ -25,6 +25,9 @@ from onnxcompress.rewrite.precision import Conversion
 _BRIEF = Budget(rounds=5, seconds=0.1)
 """How long a plan's whole network is timed; the verdict takes longer."""
 
+_PATIENCE = 2
+"""How often that is done where the machine seems busy."""
+
 
 class Remainder:
     """Carries choices out, and counts and times what comes of them, once each.
@@ -131,4 +134,4 @@ class Remainder:
         def take() -> list[Timing]:
             return interleaved(models, feeds, prepared.config.execution, budget=budget)
 
-        return [timing.round_medians for timing in self.quiet.measure(take)]
+        return [timing.round_medians for timing in self.quiet.measure(take, patience=_PATIENCE)]

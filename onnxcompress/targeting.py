@@ -68,6 +68,7 @@ class Targeting:
         self._path: Chosen = ()
         self._way: Way | None = None
         self._reopened = False
+        self._findings: tuple[str, ...] = ()
 
     def met_already(self) -> bool:
         """Whether exact rewrites, or the precision asked for, save enough by themselves."""
@@ -106,11 +107,11 @@ class Targeting:
         if self._way is not None:
             found = choose(self._way)
             if found.meets or self._reopened:
-                return found
+                return replace(found, notes=(*found.notes, *self._findings))
             # What was asked more for is out of this way's reach; another may have it.
             self._reopened = True
         tournament = Tournament(choose, self._trial, self._judge, self._progress.step)
-        first = self._first_ways(tournament, sites, timings, branches, barred)
+        first = self._first_ways(tournament, sites, damages, timings, branches, barred)
         self._progress.stage("weigh plans")
         tournament.expect(5)
         others = list(self._other_ways(first, sites, damages, timings, rest))
@@ -119,12 +120,14 @@ class Targeting:
                 tournament.enter(way)
         winner = tournament.winner()
         self._way = winner.way
-        return winner.choice
+        self._findings = tournament.findings
+        return replace(winner.choice, notes=(*winner.choice.notes, *self._findings))
 
     def _first_ways(
         self,
         tournament: Tournament,
         sites: Sites,
+        damages: Damages,
         timings: Mapping[Key, LayerTiming],
         branches: list[int],
         barred: list[tuple[int, int]],
@@ -139,7 +142,7 @@ class Targeting:
             if tournament.leader.choice.meets:
                 return tournament.leader
         order = self._prepared.journal.recall(
-            "path", lambda: self._branches_in_order(sites, timings, branches, barred)
+            "path", lambda: self._branches_in_order(sites, damages, timings, branches, barred)
         )
         self._path = tuple(next(c for c in sites[at] if c.removes) for at in order)
         self._progress.stage("weigh plans")
@@ -251,6 +254,7 @@ class Targeting:
     def _branches_in_order(
         self,
         sites: Sites,
+        damages: Damages,
         timings: Mapping[Key, LayerTiming],
         branches: list[int],
         barred: list[tuple[int, int]],
@@ -283,6 +287,7 @@ class Targeting:
         path = branch_path(
             candidates,
             worth.tolist(),
+            [damages[place][sites[place].index(c)] for c, place in at.items()],
             apart,
             self._trial.step,
             enough,

@@ -43,7 +43,7 @@ class Budget:
             raise UsageError(f"--seconds per round must lie between 0 and 3600, not {self.seconds}")
 
 
-_PATIENCE = 4
+PATIENCE = 4
 _QUIET = 1.1
 """How often a measurement is taken at most, and how much slower than the quietest it may be."""
 
@@ -135,26 +135,28 @@ class QuietHours:
         self,
         take: Callable[[], list[Timing]],
         doubt: Callable[[list[Timing]], bool] | None = None,
+        *,
+        patience: int = PATIENCE,
     ) -> list[Timing]:
         """The quietest of a few measurements.
 
         Args:
             take: measures; the first of its timings is the one that is always the same model's.
+            patience: how many at most.
             doubt: whether so much depends on a measurement that two more are taken; which of them
                 counts, the first model decides all the same.
         """
         found: list[list[Timing]] = []
-        while len(found) < _PATIENCE:
+        for number in range(1, patience + 1):
             found.append(take())
             taken = _middle(found[-1][0])
             self.best = min(self.best, taken)
-            doubtful = doubt is not None and len(found) < _DOUBTFUL and doubt(found[-1])
+            doubtful = doubt is not None and number < _DOUBTFUL and doubt(found[-1])
             if taken <= _QUIET * self.best and not doubtful:
                 break
-        quietest = min(found, key=lambda timings: _middle(timings[0]))
-        if len(found) == _PATIENCE:
-            self.best = _middle(quietest[0])
-        return quietest
+        else:
+            self.best = min(_middle(timings[0]) for timings in found)
+        return min(found, key=lambda timings: _middle(timings[0]))
 
 
 def _middle(timing: Timing) -> float:

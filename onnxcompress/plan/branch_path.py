@@ -3,8 +3,8 @@
 What a branch costs before anything makes up for it says little about what it costs afterwards, and
 a branch that could be spared may not be once its neighbour is gone. So the network is repaired
 after every removal, and the next branch is the one whose absence the repaired network minds least
-for what it saves. A branch is tried again only when it comes up as the best: removals before it
-seldom make it cheaper.
+for what it saves. A branch is tried only when it comes up as the best: removals before it seldom
+make it cheaper, and at first it stands where its probe put it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ HOPELESS = 1.0
 
 _LEAST = 1e-9
 
+_TRUST = 0.5
+"""What share of the error that a probe found is taken for granted: it saw few samples."""
+
 
 class Step(Protocol):
     """The network without some branches, repaired."""
@@ -36,6 +39,7 @@ class Step(Protocol):
 def branch_path(
     branches: Sequence[Candidate[Any]],
     worth: Sequence[float],
+    errors: Sequence[float],
     barred: Callable[[Candidate[Any], Candidate[Any]], bool],
     step: Callable[[Chosen], Step],
     enough: Callable[[Chosen], bool],
@@ -47,6 +51,7 @@ def branch_path(
     Args:
         branches: every branch that may go.
         worth: what each of them saves.
+        errors: of the outputs without each of them, as probes expect.
         barred: whether two of them cannot both go.
         step: removes some and repairs.
         enough: whether these save as much as is asked.
@@ -55,7 +60,7 @@ def branch_path(
     able = [at for at, saved in enumerate(worth) if saved > 0.0]
     path: list[Candidate[Any]] = []
     now = step(())
-    waiting = [(-1.0, at, -1) for at in able]
+    waiting = [(_TRUST * errors[at] / worth[at], at, -1) for at in able]
     heapq.heapify(waiting)
     while waiting and now.error < HOPELESS and not (path and enough(tuple(path))):
         _, at, known = heapq.heappop(waiting)

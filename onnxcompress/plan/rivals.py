@@ -25,6 +25,9 @@ _FINALISTS = 3
 _SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 """Parts of a path that are tried first."""
 
+_RISES = 2
+"""After how many worse ones in a row the rest of them is left out."""
+
 _ROOM = 2.0
 """How much larger than it has to be the error of a single layer may be."""
 
@@ -108,8 +111,15 @@ class Tournament:
         if not length:
             return self.enter(Way())
         self.expect(len(grid) + 2)
-        best = min(grid, key=lambda gone: self._rank(self.enter(Way(gone))))
-        # The error falls and rises again along the path: its least lies beside that of the grid.
+        best, worse = grid[0], 0
+        # The error falls and rises again along the path.
+        for gone in grid:
+            rank = self._rank(self.enter(Way(gone)))
+            better = rank <= self._rank(self.enter(Way(best)))
+            best, worse = (gone, 0) if better else (best, worse + 1)
+            if worse == _RISES:
+                break
+        # Its least lies beside that of the grid.
         beside = [at for at in grid if at != best]
         for nearest in (
             max((at for at in beside if at < best), default=best),
@@ -130,27 +140,37 @@ class Tournament:
     def leader(self) -> Rival:
         """The best so far, by brief repair."""
         rivals = list(self._rivals.values())
-        if len({rival.choice.chosen for rival in rivals}) == 1:
-            return rivals[0]
-        return min(rivals, key=self._rank)
+        return min(rivals, key=self._rank) if self._differ else rivals[0]
 
     def winner(self) -> Rival:
-        """The best of all, with what was found of the others in its notes."""
+        """The best of all, with what was measured of the others."""
         best = self.leader
-        every = sorted(self._rivals.values(), key=lambda rival: rival.way.gone)
-        notes = best.choice.notes
-        if len({rival.choice.chosen for rival in every}) > 1:
+        if self._differ:
             limit = _CLOSE_CALL * self._errors[best.choice.chosen]
-            ranked = sorted(every, key=self._rank)
+            ranked = sorted(self._in_order, key=self._rank)
             able = [r for r in ranked if r.choice.meets and self._errors[r.choice.chosen] <= limit]
             finalists = {rival.choice.chosen: rival for rival in reversed(able)}
             if len(finalists) > 1:
                 last = list(finalists.values())[-_FINALISTS:]
                 best = min(last, key=lambda rival: self._judge(rival.choice.chosen))
-            told = "; ".join(self._words(rival) for rival in every)
-            notes = (*best.choice.notes, f"errors of plans after brief repair: {told}")
-        seen = tuple(p for rival in every for p in rival.choice.predictions)
-        return replace(best, choice=replace(best.choice, notes=notes, predictions=seen))
+        seen = tuple(p for rival in self._in_order for p in rival.choice.predictions)
+        return replace(best, choice=replace(best.choice, predictions=seen))
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What trials found, in words."""
+        if not self._differ:
+            return ()
+        told = "; ".join(self._words(rival) for rival in self._in_order)
+        return (f"errors of plans after brief repair: {told}",)
+
+    @property
+    def _in_order(self) -> list[Rival]:
+        return sorted(self._rivals.values(), key=lambda rival: rival.way.gone)
+
+    @property
+    def _differ(self) -> bool:
+        return len({rival.choice.chosen for rival in self._rivals.values()}) > 1
 
     def _rank(self, rival: Rival) -> tuple[bool, float]:
         """What meets the targets comes first, then what errs least."""

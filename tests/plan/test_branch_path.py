@@ -54,10 +54,12 @@ def path(
     worth: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0),
     enough: int = 4,
     barred: tuple[str, ...] = (),
+    doubt: float = 1.0,
 ) -> str:
     found = branch_path(
         list(branches.values()),
         worth,
+        [doubt * made.alone[name] for name in branches],
         lambda one, other: {one.site.node, other.site.node} <= set(barred),
         made.step,
         lambda gone: len(gone) >= enough,
@@ -103,12 +105,26 @@ def test_nothing_is_left_to_say(branches: Any) -> None:
     assert len(path(made, branches)) == 1
 
 
+@pytest.mark.parametrize("doubt", [0.0, 0.3, 1.0, 1.9])
+def test_probes_only_say_where_to_look_first(branches: Any, doubt: float) -> None:
+    """Even if all of them see twice too much; far too much is seen of no branch but one."""
+    assert path(Made(ALONE), branches, doubt=doubt) == "bcda"
+    made = Made(ALONE, {frozenset("bc"): 0.5})
+    assert path(made, branches, doubt=doubt) == "bdac"
+
+
 def test_what_is_clearly_dearer_is_not_tried_again(branches: Any) -> None:
     made = Made(ALONE)
-    path(made, branches)
+    path(made, branches, doubt=0.0)
     assert made.probes == [
         *(((), name) for name in "abcd"),
         (("b",), "c"),
         (("b", "c"), "d"),
         (("b", "c", "d"), "a"),
     ]
+
+
+def test_what_a_probe_found_dear_is_not_tried(branches: Any) -> None:
+    made = Made({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.5})
+    assert path(made, branches, enough=2) == "bc"
+    assert made.probes == [((), "b"), (("b",), "c"), (("b",), "a")]
