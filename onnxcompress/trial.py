@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -25,14 +25,23 @@ from onnxcompress.rewrite.mender import Mender
 from onnxcompress.verify.compare import Answers, answers_of, compare
 from onnxcompress.verify.metrics import Metric, parse_metric
 
-_TRIAL = (100, 512, 3e11)
-_PROBE = (8, 64, 3e10)
-"""Fewest and most samples of a trial and of a probe, and the MACs that either may spend."""
+
+class Look(NamedTuple):
+    """How many samples are looked at: fewest, most, and the MACs that may be spent on them."""
+
+    fewest: int
+    most: int
+    macs: float
+
+
+_TRIAL = Look(100, 512, 3e11)
+_STEP = Look(50, 128, 1e11)
+_PROBE = Look(8, 64, 3e10)
 
 _WORST = 1e6
 
 _MOST_KEPT = 2**29
-"""Bytes of the original's answers that are kept between trials, and as many between probes."""
+"""Bytes of decoded samples that are kept of a look, and as many of the original's answers."""
 
 _CAUTION = 0.5
 """Share of the bound that a trial may use: networks lose less on images they were trained on."""
@@ -78,13 +87,14 @@ class CalibrationTrial:
         return Outcome(*found)
 
     def _outcome(self, chosen: tuple[Candidate[Any], ...], *, probe: bool) -> Outcome:
-        data = self._samples(probe=probe)
+        look = _PROBE if probe else _TRIAL
+        data = self._samples(look)
         model = rewrite(self.model, chosen, self.passes, strict=True, memo=self.memo).model
         if not probe:
             repaired = self.mender(model, chosen, briefly=True)
             model = repaired.model if repaired is not None else model
         comparison = compare(
-            self._original(probe=probe),
+            self._original(look),
             model,
             data,
             parse_metric("agreement") if probe else self._metric(data),
@@ -113,51 +123,57 @@ class CalibrationTrial:
             model = repaired.model if repaired is not None else model
         return RepairedStep(self, model)
 
-    def error(self, model: onnx.ModelProto) -> float:
-        """Relative squared error of a model's outputs on the trial's samples.
+    def error(self, model: onnx.ModelProto, look: Look = _TRIAL) -> float:
+        """Relative squared error of a model's outputs.
+
+        Args:
+            model: what is compared with the original.
+            look: on how many samples.
 
         Raises:
             UsageError: there is no calibration data.
         """
-        metric = parse_metric("agreement")
         comparison = compare(
-            self._original(probe=False),
+            self._original(look),
             model,
-            self._samples(probe=False),
-            metric,
+            self._samples(look),
+            parse_metric("agreement"),
             self.config.execution,
             seed=self.config.seed,
         )
         return comparison.error
 
-    def _original(self, *, probe: bool) -> Answers | onnx.ModelProto:
+    def _original(self, look: Look) -> Answers | onnx.ModelProto:
         """What the original answers to the samples; the model where that is too much to keep."""
-        known = self._probe_answers if probe else self._trial_answers
-        return known or self.model
+        if look not in self._answers:
+            self._answers[look] = answers_of(
+                self.model, self._samples(look), self.config.execution, most_bytes=_MOST_KEPT
+            )
+        return self._answers[look] or self.model
 
     @cached_property
-    def _probe_answers(self) -> Answers | None:
-        return self._answers(probe=True)
+    def _answers(self) -> dict[Look, Answers | None]:
+        return {}
 
     @cached_property
-    def _trial_answers(self) -> Answers | None:
-        return self._answers(probe=False)
+    def _looks(self) -> dict[Look, Dataset]:
+        return {}
 
-    def _answers(self, *, probe: bool) -> Answers | None:
-        data = self._samples(probe=probe)
-        return answers_of(self.model, data, self.config.execution, most_bytes=_MOST_KEPT)
-
-    def _samples(self, *, probe: bool) -> Dataset:
+    def _samples(self, look: Look) -> Dataset:
+        """The samples of a look: decoded once, if they are not too many."""
         if self.data is None:
             raise UsageError("a trial needs calibration data")
-        fewest, most, macs = _PROBE if probe else _TRIAL
-        unit = self.data.fixed_batch or 1
-        # Whole batches, where the model insists on a number of samples.
-        count = max(1, int(np.clip(macs / max(1, self.macs), fewest, most)) // unit) * unit
-        # Folders are sorted by class: a random subset, the same in every trial, covers them all.
-        # Repair takes its samples from the other end, and is not judged on what it has seen.
-        order = np.random.default_rng(self.config.seed).permutation(len(self.data))
-        return self.data.take(np.sort(order[len(order) - count :]))
+        if look not in self._looks:
+            unit = self.data.fixed_batch or 1
+            # Whole batches, where the model insists on a number of samples.
+            wanted = int(np.clip(look.macs / max(1, self.macs), look.fewest, look.most))
+            count = max(1, wanted // unit) * unit
+            # Folders are sorted by class: a random subset, always the same, covers them all.
+            # Repair takes its samples from the other end, and is not judged on what it has seen.
+            order = np.random.default_rng(self.config.seed).permutation(len(self.data))
+            taken = self.data.take(np.sort(order[len(order) - count :]))
+            self._looks[look] = taken.held(_MOST_KEPT)
+        return self._looks[look]
 
     def _metric(self, data: Dataset) -> Metric:
         """The metric that choices are judged by: the one asked for, else agreement."""
@@ -182,7 +198,7 @@ class RepairedStep:
     @cached_property
     def error(self) -> float:
         """Relative squared error of its outputs."""
-        return float(min(self.trial.error(self.model), _WORST))
+        return float(min(self.trial.error(self.model, _STEP), _WORST))
 
     def without(self, branch: Candidate[Any]) -> float:
         """The error once a branch goes, too; the worst there is where it cannot go any more."""
@@ -192,6 +208,6 @@ class RepairedStep:
         try:
             owner.rewrite(branch, editor)
             model = with_value_info(editor.finish())
-            return float(min(self.trial.error(model), _WORST))
+            return float(min(self.trial.error(model, _STEP), _WORST))
         except (OnnxCompressError, ValueError):
             return _WORST

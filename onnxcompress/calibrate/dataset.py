@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcompress.analyse.sizes import InputSpec
-from onnxcompress.calibrate.array_samples import Samples
+from onnxcompress.calibrate.array_samples import ArraySamples, Samples
 from onnxcompress.calibrate.preprocess import Preprocess
 from onnxcompress.errors import DataError, UsageError
+
+_HELD_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -166,6 +168,24 @@ class Dataset:
         held = unit * min(max(1, round(fraction * units)), units - 1)
         order = np.random.default_rng(seed).permutation(len(self))
         return self.take(np.sort(order[held:])), self.take(np.sort(order[:held]))
+
+    def held(self, most_bytes: int) -> Dataset:
+        """The same samples, decoded once; this very dataset where they take more memory than that.
+
+        Args:
+            most_bytes: of all inputs together, as the model takes them.
+
+        Raises:
+            DataError: A sample is unreadable, does not fit, or has NaN or Inf.
+        """
+        each = sum(feed.nbytes for feed in self._read(self.rows[:1]).values())
+        if each * len(self) > most_bytes:
+            return self
+        batches = [feeds for feeds, _ in self._batches(self.fixed_batch or _HELD_AT_ONCE)]
+        names = [spec.name for spec in self.inputs]
+        arrays = {name: np.concatenate([feeds[name] for feeds in batches]) for name in names}
+        samples = ArraySamples(arrays=arrays, inputs=self.inputs, labels=self.labels)
+        return replace(self, samples=samples, rows=np.arange(len(self)), preprocess=None)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of SPEC, preprocessing, choice of rows and every byte of content."""

@@ -128,6 +128,48 @@ def test_nothing_is_no_dataset() -> None:
         counted(3)[0].take([])
 
 
+@pytest.mark.parametrize("batch", ["N", 2])
+def test_held_samples_are_read_once(batch: int | str) -> None:
+    dataset, samples = counted(50, batch=batch)
+    some = dataset.take([4, 2, 49, 2])
+    samples.reads.clear()
+    held = some.held(10_000)
+    read = len(samples.reads)
+    found = [values(held, size) for size in (3, 1)]
+    assert len(samples.reads) == read
+    assert found == [values(some, size) for size in (3, 1)]
+    assert held.labels.tolist() == [40, 20, 490, 20]
+    assert len(held) == 4
+    assert values(held.take([3, 0]), 2) == [[2, 4]]
+
+
+def test_held_images_are_those_that_were_prepared() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3)).astype(np.uint8)
+    spec = InputSpec("in", FLOAT, ("N", 3, 4, 4))
+    dataset = of_arrays({"in": pixels}, spec, preprocess=Preprocess(scale=1 / 255))
+    ((feeds, _),) = dataset.held(10_000).batches(5)
+    ((expected, _),) = dataset.batches(5)
+    np.testing.assert_array_equal(feeds["in"], expected["in"])
+    assert feeds["in"].dtype == FLOAT
+
+
+def test_what_is_too_much_is_not_held() -> None:
+    """Ten samples of 24 bytes."""
+    dataset, samples = counted(10)
+    assert dataset.held(239) is dataset
+    samples.reads.clear()
+    assert dataset.held(240) is not dataset
+    assert sorted(row for rows in samples.reads for row in rows if rows != [0]) == list(range(10))
+
+
+def test_held_samples_are_checked() -> None:
+    broken = np.ones((3, 2), FLOAT)
+    broken[1, 1] = np.nan
+    dataset = of_arrays({"in": broken}, InputSpec("in", FLOAT, ("N", 2)))
+    with pytest.raises(DataError, match="sample 1 of input 'in' has NaN or Inf"):
+        dataset.held(1000)
+
+
 def test_datasets_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         counted(3)[0].source = "other"  # type: ignore[misc]
