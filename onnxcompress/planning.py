@@ -47,7 +47,7 @@ from onnxcompress.rewrite.mender import Mender
 from onnxcompress.rewrite.precision import Conversion
 from onnxcompress.rewrite.repair import Repaired
 from onnxcompress.targeting import Targeting
-from onnxcompress.trial import CalibrationTrial
+from onnxcompress.trial import CalibrationTrial, samples_to_fit
 from onnxcompress.verify.accuracy import Bounds
 from onnxcompress.verify.verdict import Verdict
 
@@ -87,7 +87,7 @@ class Planner:
             config.execution,
             config.seed,
             config.repair,
-            config.samples,
+            samples_to_fit(len(inputs.calibration or ()), config.samples),
             progress,
         )
         self._trial = CalibrationTrial(

@@ -38,6 +38,9 @@ _TRIAL = Look(100, 512, 3e11)
 _STEP = Look(50, 128, 1e11)
 _PROBE = Look(8, 64, 3e10)
 
+_APART = 0.25
+"""Share of few calibration inputs that trials have for themselves; of many they have enough."""
+
 _WORST = 1e6
 
 _MOST_KEPT = 2**29
@@ -45,6 +48,11 @@ _MOST_KEPT = 2**29
 
 _CAUTION = 0.5
 """Share of the bound that a trial may use: networks lose less on images they were trained on."""
+
+
+def samples_to_fit(count: int, asked: int) -> int:
+    """How many of so many calibration inputs repair may see: trials need some of their own."""
+    return max(1, min(asked, count - round(_APART * count)))
 
 
 @dataclass(frozen=True)
@@ -165,9 +173,10 @@ class CalibrationTrial:
             raise UsageError("a trial needs calibration data")
         if look not in self._looks:
             unit = self.data.fixed_batch or 1
-            # Whole batches, where the model insists on a number of samples.
             wanted = int(np.clip(look.macs / max(1, self.macs), look.fewest, look.most))
-            count = max(1, wanted // unit) * unit
+            apart = len(self.data) - samples_to_fit(len(self.data), self.config.samples)
+            # Whole batches, where the model insists on a number of samples.
+            count = max(1, min(wanted, apart) // unit) * unit
             # Folders are sorted by class: a random subset, always the same, covers them all.
             # Repair takes its samples from the other end, and is not judged on what it has seen.
             order = np.random.default_rng(self.config.seed).permutation(len(self.data))
