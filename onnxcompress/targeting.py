@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnxcompress.latency.table import LayerTiming
+from onnxcompress.margins import Margins
 from onnxcompress.plan.branch_path import branch_path
 from onnxcompress.plan.contract import Candidate
 from onnxcompress.plan.correction import Correction
@@ -26,12 +27,6 @@ from onnxcompress.progress import Progress
 from onnxcompress.remainder import Remainder
 from onnxcompress.trial import CalibrationTrial
 from onnxcompress.verify.verdict import Verdict
-
-_NOISE = 0.01
-"""Fraction of the original's latency by which a plan ends below a target, because times vary."""
-
-_MOST_NOISE = 0.15
-"""The same at most: what is missed by more than that, times alone do not explain."""
 
 _SMALL = 1e-3
 """Relative squared error of the outputs below which no other plan is worth its trial."""
@@ -62,9 +57,8 @@ class Targeting:
         self._prepared, self._remains = prepared, remains
         self._trial, self._judge, self._progress = trial, judge, progress
         self._targets = prepared.config.targets
-        self._margins: dict[str, float] = {"latency": _NOISE}
+        self._margins = Margins(self._targets)
         self._slopes: dict[tuple[str, bool, str], float] = {}
-        self._misses = 0
         self._path: Chosen = ()
         self._way: Way | None = None
         self._reopened = False
@@ -167,9 +161,9 @@ class Targeting:
             yield replace(first.way, together=True)
         gone = self._path[: first.way.gone]
         demands = {
-            kind: self._demand(kind) / self._slope(first.way, kind)
+            kind: demand / self._slope(first.way, kind)
             - (sum(savings([gone], kind, timings)[0]) if gone else 0.0)
-            for kind in self._targets
+            for kind, demand in self._demands(self._margins.limits).items()
         }
         places = range(len(sites)) if first.way.free else rest
         offers, errors = _allowed(sites, damages, places, Way())
@@ -182,10 +176,10 @@ class Targeting:
         if most is not None and any(expected[candidate] > most for candidate in filling):
             yield replace(first.way, most=most)
 
-    def _demand(self, kind: str) -> float:
+    def _demands(self, limits: Mapping[str, float]) -> dict[str, float]:
         """How much a plan has to save of the network that candidates are weighed on."""
-        total, kept = self._remains.baseline.total(kind), self._margins.get(kind, 0.0)
-        return total * (1.0 - self._targets[kind] + kept) + self._remains.head_start.get(kind, 0.0)
+        start, total = self._remains.head_start, self._remains.baseline.total
+        return {k: total(k) * (1.0 - limit) + start.get(k, 0.0) for k, limit in limits.items()}
 
     def tighten(self, verdict: Verdict, chosen: Chosen, step: int) -> bool:
         """Keep farther below what was missed; False where nothing was.
@@ -195,18 +189,12 @@ class Targeting:
             chosen: what that was made by.
             step: how often this was asked for the same verdict.
         """
-        missed = {k: verdict.remaining(k) - fraction for k, fraction in self._targets.items()}
-        if not any(excess > 0 for excess in missed.values()):
+        missed = self._margins.missed(verdict)
+        if not missed:
             return False
         if not step:
             self._remains.believe(verdict.remaining("latency"), chosen)
-            self._misses += 1
-        # At first new times alone may do; what is missed again is missed by more than chance.
-        share = 0.5 * 1.5**step if step else float(self._misses > 1)
-        for kind, excess in missed.items():
-            if excess > 0:
-                margin = self._margins.get(kind, 0.0) + share * excess
-                self._margins[kind] = min(margin, _MOST_NOISE) if kind == "latency" else margin
+        self._margins.widen(missed, step)
         return True
 
     def loosen(self, verdict: Verdict, chosen: Chosen) -> bool:
@@ -238,7 +226,7 @@ class Targeting:
             timings,
             damages,
             known=known,
-            margins=self._margins,
+            margins=self._margins.kept,
             measure=self._remains,
             given=given,
             together=way.together,
@@ -262,12 +250,7 @@ class Targeting:
         """The sites of branches in the order in which they go."""
         self._progress.stage("try branches")
         candidates = [next(c for c in sites[at] if c.removes) for at in branches]
-        demands = {
-            kind: self._remains.baseline.total(kind) * (1.0 - fraction)
-            + self._remains.head_start.get(kind, 0.0)
-            for kind, fraction in self._targets.items()
-        }
-        wanted = {kind: demand for kind, demand in demands.items() if demand > 0.0}
+        wanted = {k: demand for k, demand in self._demands(self._targets).items() if demand > 0.0}
         worth = np.zeros(len(candidates))
         for kind, demand in wanted.items():
             worth += np.array(savings([candidates], kind, timings)[0]) / demand / len(wanted)
@@ -278,7 +261,7 @@ class Targeting:
             return (min(at[one], at[other]), max(at[one], at[other])) in pairs
 
         enough = Enough(
-            {kind: self._limit(kind) for kind in self._targets},
+            self._margins.limits,
             self._remains.baseline,
             self._remains.head_start,
             timings,
@@ -297,14 +280,10 @@ class Targeting:
 
     def _enough(self, remains: Mapping[str, float]) -> bool:
         """Whether what remains meets every target, and by as much as is kept below it."""
+        total = self._remains.baseline.total
         return all(
-            remains[kind] <= self._limit(kind) * self._remains.baseline.total(kind)
-            for kind in self._targets
+            remains[kind] <= limit * total(kind) for kind, limit in self._margins.limits.items()
         )
-
-    def _limit(self, kind: str) -> float:
-        """What fraction of the original may remain."""
-        return self._targets[kind] - self._margins.get(kind, 0.0)
 
 
 def _allowed(

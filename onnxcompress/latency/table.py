@@ -21,7 +21,7 @@ import onnx
 import onnxruntime
 
 from onnxcompress.graph.extract import structure_key
-from onnxcompress.latency.interleave import LAYER_BUDGET, interleaved
+from onnxcompress.latency.interleave import LAYER_BUDGET, Timing, interleaved
 from onnxcompress.runtime import Array, Execution, device_name
 
 _FORMAT = 1
@@ -53,6 +53,13 @@ class LayerTiming:
         """Whether the candidate won, by the median and in all rounds but one of seven at least."""
         wins = sum(c < o for o, c in zip(self.original_ms, self.candidate_ms, strict=True))
         return self.ratio < 1.0 and wins >= len(self.original_ms) - _losses(len(self.original_ms))
+
+    def longer(self, original: Timing, candidate: Timing) -> LayerTiming:
+        """With more rounds."""
+        return LayerTiming(
+            (*self.original_ms, *map(float, original.round_medians)),
+            (*self.candidate_ms, *map(float, candidate.round_medians)),
+        )
 
     @property
     def settled(self) -> bool:
@@ -132,16 +139,17 @@ class LatencyTable:
     def _measured(
         self, original: onnx.ModelProto, candidates: list[onnx.ModelProto]
     ) -> list[LayerTiming]:
-        """Rounds side by side, and more of them while a ratio is not known closely."""
-        models = [original, *candidates]
-        feeds = [random_inputs(model) for model in models]
-        rounds: list[list[float]] = [[] for _ in models]
+        """Rounds side by side, and more of them for those whose ratio is not known closely."""
+        found = [LayerTiming((), ()) for _ in candidates]
+        pending = list(range(len(candidates)))
         for _ in range(_REPETITIONS):
-            timings = interleaved(models, feeds, self.execution, budget=LAYER_BUDGET)
-            for one, timing in zip(rounds, timings, strict=True):
-                one += map(float, timing.round_medians)
-            found = [LayerTiming(tuple(rounds[0]), tuple(one)) for one in rounds[1:]]
-            if all(timing.settled for timing in found):
+            models = [original, *(candidates[at] for at in pending)]
+            feeds = [random_inputs(model) for model in models]
+            first, *others = interleaved(models, feeds, self.execution, budget=LAYER_BUDGET)
+            for at, timing in zip(pending, others, strict=True):
+                found[at] = found[at].longer(first, timing)
+            pending = [at for at in pending if not found[at].settled]
+            if not pending:
                 break
         return found
 

@@ -8,7 +8,7 @@ are timed once. A candidate that is not faster is dropped, with the figure.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,11 +68,8 @@ def gate(
                 layer = extract_layer(facts.view, worth[0].site.node, facts.shapes())
                 _time_layer(layer, worth, passes, table, memo, seen, timings)
             else:
-                for candidate, excerpts in zip(worth, pairs, strict=True):
-                    if excerpts:
-                        timings[candidate_key(candidate)] = together(
-                            [table.compare(one, [other])[0] for one, other in excerpts]
-                        )
+                excerpts = {c: pair or () for c, pair in zip(worth, pairs, strict=True)}
+                timings |= _time_excerpts(excerpts, table)
         timed = [c for c in worth if candidate_key(c) in timings]
         faster = _steps([c for c in timed if timings[candidate_key(c)].faster], timings)
         if faster:
@@ -108,7 +105,7 @@ def _time_layer(
     timings: dict[Key, LayerTiming],
 ) -> None:
     """Time rewrites of one layer, side by side."""
-    structure = json.dumps(structure_key(layer))
+    structure = _structure(layer)
     names = [structure + "|".join(candidate_key(c)[1:]) for c in worth]
     fresh = [i for i, name in enumerate(names) if name not in seen]
     replaced = [_rewritten(layer, worth[i], passes, memo) for i in fresh]
@@ -116,6 +113,33 @@ def _time_layer(
         seen[names[i]] = timing
     for candidate, name in zip(worth, names, strict=True):
         timings[candidate_key(candidate)] = seen[name]
+
+
+def _time_excerpts(
+    excerpts: Mapping[Candidate[Any], Sequence[tuple[onnx.ModelProto, onnx.ModelProto]]],
+    table: LatencyTable,
+) -> dict[Key, LayerTiming]:
+    """Time candidates that change several layers: what may replace one layer, side by side."""
+    layers: dict[str, onnx.ModelProto] = {}
+    others: dict[str, dict[str, onnx.ModelProto]] = {}
+    names = {
+        candidate: [(_structure(one), _structure(other)) for one, other in pairs]
+        for candidate, pairs in excerpts.items()
+        if pairs
+    }
+    for candidate, named in names.items():
+        for (layer, other), pair in zip(named, excerpts[candidate], strict=True):
+            layers.setdefault(layer, pair[0])
+            others.setdefault(layer, {}).setdefault(other, pair[1])
+    found: dict[tuple[str, str], LayerTiming] = {}
+    for layer, replacements in others.items():
+        timed = table.compare(layers[layer], list(replacements.values()))
+        found |= {(layer, other): t for other, t in zip(replacements, timed, strict=True)}
+    return {candidate_key(c): together([found[name] for name in names[c]]) for c in names}
+
+
+def _structure(layer: onnx.ModelProto) -> str:
+    return json.dumps(structure_key(layer))
 
 
 def _steps(

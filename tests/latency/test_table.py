@@ -108,6 +108,26 @@ def test_what_varies_is_measured_again(layer, monkeypatch, calm, calls):
     assert timing.settled == (calm < 9)
 
 
+def test_what_is_known_closely_is_left_alone(layer, monkeypatch):
+    """Only those that vary are measured again, beside the original of the same rounds."""
+    made = []
+
+    def timed(models, *_arguments, **_options):
+        made.append(len(models))
+        number = len(made)
+        answers = [(10.0 * number, 10.0 * number)] + [(5.0, 5.0)] * (len(models) - 1)
+        if number == 1:
+            answers[2] = (1.0, 9.0)
+        return [Timing(tuple((ms,) for ms in answer)) for answer in answers]
+
+    monkeypatch.setattr(table_module, "interleaved", timed)
+    calm, other, last = LatencyTable(None, ONE).compare(layer(5), [layer(4), layer(3), layer(2)])
+    assert made == [4, 2, 2]
+    assert calm == last == LayerTiming((10.0, 10.0), (5.0, 5.0))
+    assert other.original_ms == (10.0, 10.0, 20.0, 20.0, 30.0, 30.0)
+    assert other.candidate_ms == (1.0, 9.0, 5.0, 5.0, 5.0, 5.0)
+
+
 def test_no_candidates(stopwatch, layer):
     assert LatencyTable(None, ONE).compare(layer(5), []) == []
     assert stopwatch.calls == []
