@@ -236,7 +236,7 @@ class Planner:
                 self.timings,
                 by_data=self._plans_by_data(),
             )
-            self._predictions += choice.predictions
+            self._predictions += [p for p in choice.predictions if p not in self._predictions]
             return choice
         if not self._plans_by_data():
             return by_rule(sites)

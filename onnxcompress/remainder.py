@@ -105,6 +105,15 @@ class Remainder:
             for kind in self._prepared.config.targets
         }
 
+    def demands(self, limits: Mapping[str, float]) -> dict[str, float]:
+        """How much has to be saved of the network that candidates are weighed on.
+
+        Args:
+            limits: fraction of the original that may remain, per kind.
+        """
+        total, start = self.baseline.total, self.head_start
+        return {k: total(k) * (1.0 - limit) + start.get(k, 0.0) for k, limit in limits.items()}
+
     def _counted(self, chosen: Chosen) -> dict[str, float]:
         model = self._prepared.facts.model
         model = rewrite(model, chosen, self._passes, memo=self._memo).model

@@ -10,14 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
+from onnxcompress.branch_order import BranchOrder
 from onnxcompress.latency.table import LayerTiming
 from onnxcompress.margins import Margins
-from onnxcompress.plan.branch_path import branch_path
 from onnxcompress.plan.contract import Candidate
 from onnxcompress.plan.correction import Correction
-from onnxcompress.plan.enough import Enough
 from onnxcompress.plan.gate import Key
 from onnxcompress.plan.measured import for_measured_targets
 from onnxcompress.plan.rivals import Rival, Tournament, Way, spread
@@ -59,8 +56,10 @@ class Targeting:
         self._targets = prepared.config.targets
         self._margins = Margins(self._targets)
         self._slopes: dict[tuple[str, bool, str], float] = {}
-        self._path: Chosen = ()
+        self._order = BranchOrder(remains, trial, prepared.journal, progress)
+        self._choice: Choice | None = None
         self._way: Way | None = None
+        self._lean = 0
         self._reopened = False
         self._findings: tuple[str, ...] = ()
 
@@ -76,7 +75,7 @@ class Targeting:
     def choice(
         self, sites: Sites, damages: Damages, timings: Mapping[Key, LayerTiming], *, by_data: bool
     ) -> Choice:
-        """The least damage that meets the targets.
+        """The least damage that meets the targets; the same until a verdict asks for another.
 
         Args:
             sites: candidates per site.
@@ -84,38 +83,61 @@ class Targeting:
             timings: measured layer timings.
             by_data: whether there are inputs to try choices on.
         """
-        if not by_data:
-            return self._measured_choice(sites, damages, timings, (), Way())
+        if self._choice is None:
+            if by_data:
+                self._choice = self._tried_choice(sites, damages, timings)
+            else:
+                self._choice = self._measured_choice(sites, damages, timings, (), Way())
+        return self._choice
+
+    def _tried_choice(
+        self, sites: Sites, damages: Damages, timings: Mapping[Key, LayerTiming]
+    ) -> Choice:
+        """Of the choices of several ways the one that errs least in trials."""
         branches = [at for at, offers in enumerate(sites) if any(c.removes for c in offers)]
         barred = conflicts(sites)
         rest = [at for at in range(len(sites)) if at not in branches]
 
         def choose(way: Way) -> Choice:
-            gone = self._path[: way.gone]
+            gone = self._order.path[: way.gone]
             barring = {at for at in branches if any(c in gone for c in sites[at])}
             out = {other for pair in barred for other in pair if barring & set(pair)}
             at_hand = range(len(sites)) if way.free else [at for at in rest if at not in out]
             offers, errors = _allowed(sites, damages, at_hand, way)
             return self._measured_choice(offers, errors, timings, gone, way)
 
+        def tournament() -> Tournament:
+            return Tournament(choose, self._trial, self._judge, self._progress.step)
+
         if self._way is not None:
-            found = choose(self._way)
-            if found.meets or self._reopened:
-                return replace(found, notes=(*found.notes, *self._findings))
+            near = tournament()
+            for way in self._near(self._way):
+                near.enter(way)
+            if near.leader.choice.meets or self._reopened:
+                return self._taken(near)
             # What was asked more for is out of this way's reach; another may have it.
             self._reopened = True
-        tournament = Tournament(choose, self._trial, self._judge, self._progress.step)
-        first = self._first_ways(tournament, sites, damages, timings, branches, barred)
+        every = tournament()
+        first = self._first_ways(every, sites, damages, timings)
         self._progress.stage("weigh plans")
-        tournament.expect(5)
+        every.expect(5)
         others = list(self._other_ways(first, sites, damages, timings, rest))
-        if others and ("latency" not in self._targets or tournament.error(first) > _SMALL):
+        if others and ("latency" not in self._targets or every.error(first) > _SMALL):
             for way in others:
-                tournament.enter(way)
+                every.enter(way)
+        return self._taken(every)
+
+    def _taken(self, tournament: Tournament) -> Choice:
+        """The best choice, in whose way later ones are made; with what was found of the others."""
         winner = tournament.winner()
         self._way = winner.way
-        self._findings = tournament.findings
+        self._findings = (*self._findings, *tournament.findings)
         return replace(winner.choice, notes=(*winner.choice.notes, *self._findings))
+
+    def _near(self, way: Way) -> list[Way]:
+        """A way, and the same with one branch more or less, where that is what is asked for."""
+        gone = min(max(0, way.gone + self._lean), len(self._order.path))
+        return [way] if gone == way.gone else [way, replace(way, gone=gone)]
 
     def _first_ways(
         self,
@@ -123,11 +145,9 @@ class Targeting:
         sites: Sites,
         damages: Damages,
         timings: Mapping[Key, LayerTiming],
-        branches: list[int],
-        barred: list[tuple[int, int]],
     ) -> Rival:
         """How many branches go: by a path where time is asked for, else where that is cheap."""
-        if not branches:
+        if not any(c.removes for offers in sites for c in offers):
             return tournament.enter(Way())
         if "latency" not in self._targets:
             # What a branch is good for is time; at equal MACs it goes where probes call it cheap.
@@ -135,12 +155,9 @@ class Targeting:
             tournament.enter(Way(free=True))
             if tournament.leader.choice.meets:
                 return tournament.leader
-        order = self._prepared.journal.recall(
-            "path", lambda: self._branches_in_order(sites, damages, timings, branches, barred)
-        )
-        self._path = tuple(next(c for c in sites[at] if c.removes) for at in order)
+        self._order.extend(sites, damages, timings, self._margins.limits)
         self._progress.stage("weigh plans")
-        return tournament.along_path(len(self._path))
+        return tournament.along_path(len(self._order.path))
 
     def _other_ways(
         self,
@@ -159,11 +176,11 @@ class Targeting:
             yield from (replace(first.way, only=name) for name in owners)
         if len(owners) > 1 and ("latency" in self._targets or not first.choice.meets):
             yield replace(first.way, together=True)
-        gone = self._path[: first.way.gone]
+        gone = self._order.path[: first.way.gone]
         demands = {
             kind: demand / self._slope(first.way, kind)
             - (sum(savings([gone], kind, timings)[0]) if gone else 0.0)
-            for kind, demand in self._demands(self._margins.limits).items()
+            for kind, demand in self._remains.demands(self._margins.limits).items()
         }
         places = range(len(sites)) if first.way.free else rest
         offers, errors = _allowed(sites, damages, places, Way())
@@ -175,11 +192,6 @@ class Targeting:
         }
         if most is not None and any(expected[candidate] > most for candidate in filling):
             yield replace(first.way, most=most)
-
-    def _demands(self, limits: Mapping[str, float]) -> dict[str, float]:
-        """How much a plan has to save of the network that candidates are weighed on."""
-        start, total = self._remains.head_start, self._remains.baseline.total
-        return {k: total(k) * (1.0 - limit) + start.get(k, 0.0) for k, limit in limits.items()}
 
     def tighten(self, verdict: Verdict, chosen: Chosen, step: int) -> bool:
         """Keep farther below what was missed; False where nothing was.
@@ -195,6 +207,7 @@ class Targeting:
         if not step:
             self._remains.believe(verdict.remaining("latency"), chosen)
         self._margins.widen(missed, step)
+        self._choice, self._lean = None, 1
         return True
 
     def loosen(self, verdict: Verdict, chosen: Chosen) -> bool:
@@ -202,9 +215,7 @@ class Targeting:
         if any(verdict.remaining(k) > fraction - _FAR for k, fraction in self._targets.items()):
             return False
         self._remains.believe(verdict.remaining("latency"), chosen)
-        if self._way is not None and self._way.gone:
-            # Fewer branches may do; ranks and widths are chosen anew in any case.
-            self._way = None
+        self._choice, self._lean = None, -1
         return bool(self._targets)
 
     def _measured_choice(
@@ -238,45 +249,6 @@ class Targeting:
     def _slope(self, way: Way, kind: str) -> float:
         """What the network saves for a unit in sum, by what plans of the same passes did."""
         return self._slopes.get((way.only, way.together, kind), 1.0)
-
-    def _branches_in_order(
-        self,
-        sites: Sites,
-        damages: Damages,
-        timings: Mapping[Key, LayerTiming],
-        branches: list[int],
-        barred: list[tuple[int, int]],
-    ) -> list[int]:
-        """The sites of branches in the order in which they go."""
-        self._progress.stage("try branches")
-        candidates = [next(c for c in sites[at] if c.removes) for at in branches]
-        wanted = {k: demand for k, demand in self._demands(self._targets).items() if demand > 0.0}
-        worth = np.zeros(len(candidates))
-        for kind, demand in wanted.items():
-            worth += np.array(savings([candidates], kind, timings)[0]) / demand / len(wanted)
-        at = dict(zip(candidates, branches, strict=True))
-        pairs = set(barred)
-
-        def apart(one: Candidate[Any], other: Candidate[Any]) -> bool:
-            return (min(at[one], at[other]), max(at[one], at[other])) in pairs
-
-        enough = Enough(
-            self._margins.limits,
-            self._remains.baseline,
-            self._remains.head_start,
-            timings,
-            self._remains,
-        )
-        path = branch_path(
-            candidates,
-            worth.tolist(),
-            [damages[place][sites[place].index(c)] for c, place in at.items()],
-            apart,
-            self._trial.step,
-            enough,
-            progress=self._progress.step,
-        )
-        return [at[branch] for branch in path]
 
     def _enough(self, remains: Mapping[str, float]) -> bool:
         """Whether what remains meets every target, and by as much as is kept below it."""

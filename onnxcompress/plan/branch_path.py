@@ -44,6 +44,7 @@ def branch_path(
     step: Callable[[Chosen], Step],
     enough: Callable[[Chosen], bool],
     *,
+    start: Chosen = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Chosen:
     """Branches in the order in which they go, until they save enough or nothing is left to say.
@@ -55,14 +56,15 @@ def branch_path(
         barred: whether two of them cannot both go.
         step: removes some and repairs.
         enough: whether these save as much as is asked.
+        start: those that go first, and are not enough.
         progress: told how many are gone, of as many as there are.
     """
-    able = [at for at, saved in enumerate(worth) if saved > 0.0]
-    path: list[Candidate[Any]] = []
-    now = step(())
+    able = [at for at, saved in enumerate(worth) if saved > 0.0 and branches[at] not in start]
+    path = list(start)
+    now = step(start)
     waiting = [(_TRUST * errors[at] / worth[at], at, -1) for at in able]
     heapq.heapify(waiting)
-    while waiting and now.error < HOPELESS and not (path and enough(tuple(path))):
+    while waiting and now.error < HOPELESS and (path == list(start) or not enough(tuple(path))):
         _, at, known = heapq.heappop(waiting)
         branch = branches[at]
         if any(barred(branch, other) for other in path):

@@ -55,6 +55,7 @@ def path(
     enough: int = 4,
     barred: tuple[str, ...] = (),
     doubt: float = 1.0,
+    start: str = "",
 ) -> str:
     found = branch_path(
         list(branches.values()),
@@ -63,6 +64,7 @@ def path(
         lambda one, other: {one.site.node, other.site.node} <= set(barred),
         made.step,
         lambda gone: len(gone) >= enough,
+        start=tuple(branches[name] for name in start),
     )
     return "".join(c.site.node for c in found)
 
@@ -91,6 +93,17 @@ def test_neighbours(branches: Any) -> None:
 
 def test_only_as_far_as_is_needed(branches: Any) -> None:
     assert path(Made(ALONE), branches, enough=2) == "bc"
+
+
+def test_a_path_is_continued(branches: Any) -> None:
+    """As if it had never ended; and by one branch at least, for it was not enough."""
+    made = Made(ALONE, {frozenset("bc"): 0.5})
+    assert path(made, branches, enough=2) == "bd"
+    made.probes.clear()
+    assert path(made, branches, start="bd") == "bdac"
+    assert all(gone[:2] == ("b", "d") for gone, _ in made.probes)
+    assert path(made, branches, enough=2, start="bd") == "bda"
+    assert path(made, branches, start="bdac") == "bdac"
 
 
 def test_both_cannot_go(branches: Any) -> None:
