@@ -67,11 +67,16 @@ def for_measured_targets(
         together: whether widths and ranks may meet in one layer.
 
     Returns:
-        A choice that meets the targets, as close to them as was found; or, where none does, the one
-        that came closest.
+        Of the choices that were found to meet the targets the one of least damage; or, where none
+        does, the one that came closest.
     """
     totals = {kind: baseline.total(kind) for kind in targets}
     own = {kind: sum(savings([given], kind, timings)[0]) if given else 0.0 for kind in targets}
+    damage = {
+        candidate: error
+        for offers, errors in zip(sites, damages, strict=True)
+        for candidate, error in zip(offers, errors, strict=True)
+    }
     nudge = 0.0
     met: tuple[tuple[bool, float], Choice] | None = None
     missed: tuple[float, Choice] | None = None
@@ -89,7 +94,7 @@ def for_measured_targets(
         shares = {kind: remains[kind] / totals[kind] for kind in targets}
         missing = {k: shares[k] - targets[k] + margins.get(k, 0.0) for k in targets}
         tightest = max(missing, key=lambda kind: missing[kind])
-        over, under = missing[tightest], -sum(missing.values())
+        over = missing[tightest]
         sums = {kind: sum(savings([choice.chosen], kind, timings)[0]) for kind in targets}
         seen = choice.chosen in predictions
         if not seen:
@@ -98,8 +103,9 @@ def for_measured_targets(
         for kind in targets:
             known[kind].add(sums[kind], totals[kind] - remains[kind])
         if over <= _SLACK.get(tightest, 0.0):
-            # What lies a little above is as good as what lies below, but not better.
-            rank = over > 0.0, under
+            # What lies a little above is as good as what lies below, but not better. Of what meets
+            # the targets the least damage counts: a step of latency may lie far below.
+            rank = over > 0.0, sum(damage.get(candidate, 0.0) for candidate in choice.chosen)
             if met is None or rank < met[0]:
                 met = rank, _told(choice, shares, meets=True)
             if seen or over >= -_CLOSE.get(tightest, _COUNTED_CLOSE):

@@ -106,6 +106,29 @@ def test_what_met_the_target_is_not_given_up(offer: Offer) -> None:
     assert saved >= 5000
 
 
+def test_a_step_far_below(fine: Sites) -> None:
+    """Whatever is done saves 70 percent at once: of what was tried, the gentlest counts."""
+    tried: list[Sequence[Candidate[Any]]] = []
+
+    def measure(chosen: Sequence[Candidate[Any]]) -> dict[str, float]:
+        tried.append(chosen)
+        return {"macs": 3_000.0 + len(tried) % 3}
+
+    choice = for_measured_targets(
+        fine,
+        {"macs": 0.5},
+        BASELINE,
+        {},
+        predicted(fine),
+        known={"macs": Correction()},
+        margins={},
+        measure=measure,
+    )
+    assert len(tried) >= 3
+    assert sum(c.damage for c in choice.chosen) == min(sum(c.damage for c in t) for t in tried)
+    assert sum(c.damage for c in choice.chosen) < 0.5 * sum(c.damage for c in tried[0])
+
+
 def test_out_of_reach(offer: Offer) -> None:
     """The most that can be saved is carried out all the same."""
     sites = [[offer("a", 1, (1000, 1, 4), 0.1), offer("a", 2, (2000, 1, 4), 0.2)]]
