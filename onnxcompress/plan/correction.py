@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+_FAR = 1.25
+"""How many times as much as is wanted may be saved at one end of a line that is believed."""
+
 
 class Correction:
     """What was measured of choices, by the sum of what their candidates save.
@@ -45,7 +48,11 @@ class Correction:
         if not above:
             return low + missing / self._slope_to(low)
         high = min(above)
-        return low + missing * (high - low) / (self._points[high] - self._points[low])
+        share = missing / (self._points[high] - self._points[low])
+        if self._points[high] > _FAR * saved:
+            # Perhaps a step lies in between, and not a slope: halving finds it soon.
+            share = min(share, 0.5)
+        return low + share * (high - low)
 
     @property
     def slope(self) -> float:

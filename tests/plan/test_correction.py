@@ -38,6 +38,18 @@ def test_between_two_measurements_is_a_line() -> None:
     assert known.saved(40.0) == pytest.approx(14.0)
 
 
+def test_a_step_is_found_by_halving() -> None:
+    """All but nothing saves 7 at once, where 5 are wanted: 0.3 in sum after five measurements."""
+    known = Correction()
+    total = 10.0
+    for expected in (5.0, 2.5, 1.25, 0.625, 0.3125):
+        known.add(total, 7.0)
+        total = known.sum_for(5.0)
+        assert total == pytest.approx(expected)
+    # Where hardly more than is wanted was saved, a line is as good.
+    assert known.sum_for(6.0) == pytest.approx(6.0 / 7.0 * 0.625)
+
+
 def test_nothing_saved() -> None:
     """What saves nothing asks for more, not for all there is."""
     known = Correction()
