@@ -62,38 +62,31 @@ class BranchOrder:
         """
         self._found += 1
         self._progress.stage("try branches")
-        order = self._journal.recall(
-            f"path {self._found}", lambda: self._on(sites, damages, timings, limits)
-        )
-        self.path = tuple(next(c for c in sites[at] if c.removes) for at in order)
-
-    def _on(
-        self,
-        sites: Sites,
-        damages: Damages,
-        timings: Mapping[Key, LayerTiming],
-        limits: Mapping[str, float],
-    ) -> list[int]:
-        """The path that there is, and what comes after it: by sites."""
         at = {c: place for place, offers in enumerate(sites) for c in offers if c.removes}
         barred = {frozenset(pair) for pair in conflicts(sites)}
-        path = branch_path(
-            list(at),
-            self._worth(list(at), timings, limits),
-            [damages[place][sites[place].index(c)] for c, place in at.items()],
-            lambda one, other: frozenset((at[one], at[other])) in barred,
-            self._trial.step,
-            Enough(
-                {kind: limit - _AHEAD for kind, limit in limits.items()},
-                self._remains.baseline,
-                self._remains.head_start,
-                timings,
-                self._remains,
-            ),
-            start=self.path,
-            progress=self._progress.step,
+        enough = Enough(
+            {kind: limit - _AHEAD for kind, limit in limits.items()},
+            self._remains.baseline,
+            self._remains.head_start,
+            timings,
+            self._remains,
         )
-        return [at[branch] for branch in path]
+
+        def found() -> list[int]:
+            path = branch_path(
+                list(at),
+                self._worth(list(at), timings, limits),
+                [damages[place][sites[place].index(c)] for c, place in at.items()],
+                lambda one, other: frozenset((at[one], at[other])) in barred,
+                self._trial.step,
+                enough,
+                start=self.path,
+                progress=self._progress.step,
+            )
+            return [at[branch] for branch in path]
+
+        order = self._journal.recall(f"path {self._found}", found)
+        self.path = tuple(next(c for c in sites[place] if c.removes) for place in order)
 
     def _worth(
         self,

@@ -87,9 +87,12 @@ class Planner:
             config.execution,
             config.seed,
             config.repair,
-            samples_to_fit(len(inputs.calibration or ()), config.samples),
+            config.samples,
             progress,
         )
+        count = len(inputs.calibration or ())
+        fitted = samples_to_fit(count, config.samples)
+        few = fitted < min(count, config.samples)
         self._trial = CalibrationTrial(
             facts.model,
             facts.total().macs,
@@ -97,7 +100,7 @@ class Planner:
             self.passes,
             self.memo,
             config,
-            self.mender,
+            replace(self.mender, most=fitted) if few else self.mender,
             prepared.journal,
         )
         then = config.then or (self._replay.then if self._replay is not None else None)

@@ -28,7 +28,7 @@ class Repairs:
         passes: the passes by name.
         memo: results shared by the editors of the job.
         mender: fits layers again.
-        trial: measures the outputs' error on inputs that the mender does not see.
+        trial: measures the outputs' error on inputs that its own mender does not see.
         progress: told what is left out, and what inputs were too few for.
     """
 
@@ -44,6 +44,7 @@ class Repairs:
         self._prepared, self._passes, self._memo = prepared, passes, memo
         self._mender, self._trial, self._progress = mender, trial, progress
         self._known: dict[Chosen, Repaired | None] = {}
+        self._fits: dict[Chosen, Repaired] = {}
 
     def __call__(self, rewritten: Rewritten) -> Repaired | None:
         """The rewritten model repaired; None where there is nothing to repair or nothing gained."""
@@ -54,9 +55,22 @@ class Repairs:
     def error(self, chosen: Chosen) -> float:
         """Relative squared error of the outputs of a choice, repaired as the result would be."""
         model = self._prepared.facts.model
-        rewritten = rewrite(model, chosen, self._passes, memo=self._memo)
-        repaired = self(rewritten)
-        return self._trial.error(repaired.model if repaired is not None else rewritten.model)
+        return min(self._errors(rewrite(model, chosen, self._passes, memo=self._memo)))
+
+    def _errors(self, rewritten: Rewritten) -> tuple[float, float]:
+        """Errors of the outputs before and after repair, on inputs that it has not seen."""
+        name = f"errors {choice_name(rewritten.applied)}"
+        before, after = self._prepared.journal.recall(name, lambda: self._tried(rewritten))
+        return before, after
+
+    def _tried(self, rewritten: Rewritten) -> tuple[float, float]:
+        before = self._trial.error(rewritten.model)
+        found = self._trial.mender(rewritten.model, rewritten.applied)
+        if found is None:
+            return before, before
+        if self._trial.mender is self._mender:
+            self._fits[rewritten.applied] = found
+        return before, self._trial.error(found.model)
 
     def _recalled(self, rewritten: Rewritten) -> Repaired | None:
         journal = self._prepared.journal
@@ -75,15 +89,16 @@ class Repairs:
         return Repaired.found(onnx.load(path), journal.recall(name, dict))
 
     def _fitted(self, rewritten: Rewritten) -> Repaired | None:
-        found = self._mender(rewritten.model, rewritten.applied)
-        if found is None:
+        if not self._mender.repairs(rewritten.applied):
             return None
-        before, after = (self._trial.error(m) for m in (rewritten.model, found.model))
-        if after <= before:
-            for words in found.shortages():
-                self._progress.note(words)
-            return found
-        self._progress.note(
-            f"repair is left out: the outputs' error would rise from {before:.3g} to {after:.3g}"
-        )
-        return None
+        before, after = self._errors(rewritten)
+        if after > before:
+            rise = f"from {before:.3g} to {after:.3g}"
+            self._progress.note(f"repair is left out: the outputs' error would rise {rise}")
+            return None
+        # What trials had for themselves of few inputs is fitted to as well, now that it has judged.
+        found = self._fits.pop(rewritten.applied, None)
+        found = found or self._mender(rewritten.model, rewritten.applied)
+        for words in found.shortages() if found is not None else ():
+            self._progress.note(words)
+        return found

@@ -51,7 +51,7 @@ _CAUTION = 0.5
 
 
 def samples_to_fit(count: int, asked: int) -> int:
-    """How many of so many calibration inputs repair may see: trials need some of their own."""
+    """How many of so many calibration inputs a trial's repair may see: others are to judge it."""
     return max(1, min(asked, count - round(_APART * count)))
 
 
@@ -66,7 +66,7 @@ class CalibrationTrial:
         passes: the passes by name.
         memo: decompositions shared with other rewrites of the same model.
         config: bounds, metric, provider and seed.
-        mender: repairs what is tried, as the result will be.
+        mender: repairs what is tried, as the result will be, on inputs that no trial looks at.
         journal: keeps what trials found.
     """
 

@@ -1,4 +1,4 @@
-"""Trials look at calibration inputs that repair does not see, and at as many as there are."""
+"""Trials look at calibration inputs that their repair does not see, and at as many as there are."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from onnxcompress.runtime import Execution
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[float]]:
-    """What is looked at: by trials (probes are shorter), and by repair; first pixels."""
-    found: dict[str, set[float]] = {"trials": set(), "repair": set()}
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[set[float]]]:
+    """What is looked at: by trials, and by one repair after the other; first pixels."""
+    found: dict[str, list[set[float]]] = {"trials": [set()], "repair": []}
     compare, drawn = module.compare, mender.drawn_feeds
 
     def compared(original: Any, candidate: Any, data: Any, *rest: Any, **options: Any) -> Any:
         for feeds, _ in data.batches(64):
-            found["trials"].update(feeds["x"][:, 0, 0, 0].tolist())
+            found["trials"][0].update(feeds["x"][:, 0, 0, 0].tolist())
         return compare(original, candidate, data, *rest, **options)
 
     def fed(*arguments: Any) -> Any:
         feeds = drawn(*arguments)
-        for batch in feeds:
-            found["repair"].update(batch["x"][:, 0, 0, 0].tolist())
+        found["repair"].append({x for b in feeds for x in b["x"][:, 0, 0, 0].tolist()})
         return feeds
 
     monkeypatch.setattr(module, "compare", compared)
@@ -41,22 +40,22 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[float]]:
 @pytest.mark.parametrize(
     ("count", "asked", "tried", "fitted"),
     [
-        (4, 1024, 1, 3),
-        (40, 1024, 10, 30),
+        (40, 1024, 10, [30, 40]),
         # Between what a trial looks at at most and twice as many.
-        (500, 1024, 125, 375),
-        (1600, 1024, 512, 1024),
-        (500, 60, 440, 60),
+        (500, 1024, 125, [375, 500]),
+        (1600, 1024, 512, [1024]),
+        (500, 60, 440, [60]),
     ],
 )
 def test_apart(
     two_blocks: onnx.ModelProto,
-    seen: dict[str, set[float]],
+    seen: dict[str, list[set[float]]],
     count: int,
     asked: int,
     tried: int,
-    fitted: int,
+    fitted: list[int],
 ) -> None:
+    """What repairs the result after the trials sees what they had for themselves, too."""
     x = np.random.default_rng(1).standard_normal((count, 3, 8, 8)).astype(np.float32)
     config = Config(
         passes=(parse_pass("lnr:channels=0.5"),),
@@ -69,10 +68,8 @@ def test_apart(
         samples=asked,
     )
     run(two_blocks, config)
-    assert {name: len(values) for name, values in seen.items()} == {
-        "trials": tried,
-        "repair": fitted,
-    }
-    assert not seen["trials"] & seen["repair"]
-    every = set(x[:, 0, 0, 0].tolist())
-    assert seen["trials"] | seen["repair"] <= every
+    (trials,) = seen["trials"]
+    assert len(trials) == tried
+    assert [len(one) for one in seen["repair"]] == fitted
+    assert not trials & seen["repair"][0]
+    assert trials | seen["repair"][-1] <= set(x[:, 0, 0, 0].tolist())

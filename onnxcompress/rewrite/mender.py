@@ -75,7 +75,7 @@ class Mender:
         Raises:
             ModelError: a model fails on the data.
         """
-        if not self._repairs(chosen):
+        if not self.repairs(chosen):
             return None
         feeds = _few(self._feeds) if briefly else self._feeds
         repair = Repair(
@@ -92,13 +92,14 @@ class Mender:
 
     def unfitted(self, model: onnx.ModelProto, chosen: Sequence[Candidate[Any]]) -> onnx.ModelProto:
         """The rewritten model with the nodes that a repaired one has: as quick, and not fitted."""
-        if not self._repairs(chosen):
+        if not self.repairs(chosen):
             return model
         editor = Editor(model)
         restore_thresholds(editor, self.facts.view)
         return with_value_info(editor.finish())
 
-    def _repairs(self, chosen: Sequence[Candidate[Any]]) -> bool:
+    def repairs(self, chosen: Sequence[Candidate[Any]]) -> bool:
+        """Whether there is anything to repair, and anything to do it by."""
         lossy = any(candidate.damage > 0 for candidate in chosen)
         return self.method != "off" and self.data is not None and lossy
 

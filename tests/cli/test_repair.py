@@ -47,8 +47,8 @@ def test_what_repair_does(cli: Callable[..., Any], model: Path, many: Path) -> N
     for method in ("refit", "scale"):
         repair = found[method]["repair"]
         assert repair["method"] == method
-        # A tenth of the 200 is held out for the verdict, a quarter of the rest for trials.
-        assert repair["samples"] == 135
+        # A tenth of the 200 is held out for the verdict.
+        assert repair["samples"] == 180
         done = {row["node"]: row for row in repair["layers"]}
         assert {"conv2_tucker_out", "point", "fc"} <= set(done)
         assert "conv1" not in done
@@ -94,7 +94,7 @@ def test_inputs_that_are_made_up(cli: Callable[..., Any], model: Path) -> None:
     assert report["data"]["synthetic"] is True
     assert report["data"]["calibration"]["samples"] == 50
     assert report["accuracy"]["verified"] is False
-    assert report["repair"]["samples"] == 38
+    assert report["repair"]["samples"] == 50
 
 
 def test_made_up_inputs_beside_real_ones_to_judge_by(

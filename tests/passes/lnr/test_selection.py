@@ -48,7 +48,7 @@ def test_repair_restores_what_twins_did(lnr: Any, nets: Any, kit: Any, name: str
     def made(repair: str) -> Any:
         return oc.compress(
             model,
-            data=nets.samples(model, 280),
+            data=nets.samples(model, 200),
             passes=[Lnr(channels=0.5)],
             gate=False,
             repair=repair,
@@ -63,7 +63,7 @@ def test_repair_restores_what_twins_did(lnr: Any, nets: Any, kit: Any, name: str
         assert (check["pass"], check["relative_error"] <= 1e-5) == ("lnr", True)
     error, before = (lnr.relative(kit, model, one.model, fresh) for one in (found, bare))
     assert before > 0.3
-    # 150 rows for 96 unknowns, in float32: the refit of the pass itself, above, comes closer.
+    # 160 rows for 96 unknowns, in float32: the refit of the pass itself, above, comes closer.
     assert error <= 5e-5
 
 
