@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,4 +45,12 @@ class Activations(Protocol):
         Args:
             axes: the channel axis of every tensor that is wanted.
             model: a variant of the model with the same tensors; by default the model itself.
+        """
+
+    def values(self, tensors: Sequence[str], samples: int) -> dict[str, NDArray[np.generic]]:
+        """Tensors as they are, [samples, ...], of a random few of the calibration inputs.
+
+        Args:
+            tensors: names of tensors whose first axis is the batch.
+            samples: of how many inputs, at most.
         """

@@ -54,15 +54,33 @@ class CollectedActivations:
         Raises:
             ModelError: the model fails on the data.
         """
-        unit = self.data.fixed_batch or 1
-        # Whole batches, where the model insists on a number of samples.
-        count = max(1, self.samples // unit) * unit
-        order = np.random.default_rng(self.seed).permutation(len(self.data))[:count]
-        samples = self.data.take(np.sort(order))
+        samples = self._drawn(self.samples)
         found: dict[str, ChannelStatistics] = {}
         for wave in self._waves(list(axes)):
             found |= self._collect(model or self.model, {n: axes[n] for n in wave}, samples)
         return found
+
+    def values(self, tensors: Sequence[str], samples: int) -> dict[str, NDArray[np.generic]]:
+        """Tensors as they are, of a random few of the calibration inputs, in one run of the model.
+
+        Raises:
+            ModelError: the model fails on the data.
+        """
+        tapped = _tapped(self.model, tensors)
+        found: dict[str, list[Array]] = {name: [] for name in tensors}
+        with open_session(tapped, self.execution) as session:
+            for feeds, _ in self._drawn(samples).batches(_SMALL_BATCH):
+                answers = dict(zip(session.output_names, session.run(feeds), strict=True))
+                for name, values in found.items():
+                    values.append(answers[name])
+        return {name: np.concatenate(values) for name, values in found.items()}
+
+    def _drawn(self, samples: int) -> Dataset:
+        unit = self.data.fixed_batch or 1
+        # Whole batches, where the model insists on a number of samples.
+        count = max(1, samples // unit) * unit
+        order = np.random.default_rng(self.seed).permutation(len(self.data))[:count]
+        return self.data.take(np.sort(order))
 
     def _waves(self, names: Sequence[str]) -> Iterator[list[str]]:
         wave: list[str] = []
@@ -84,12 +102,7 @@ class CollectedActivations:
     def _collect(
         self, model: onnx.ModelProto, axes: Mapping[str, int], samples: Dataset
     ) -> dict[str, ChannelStatistics]:
-        tapped = onnx.ModelProto()
-        tapped.CopyFrom(model)
-        outputs = {output.name for output in tapped.graph.output}
-        for name in axes:
-            if name not in outputs:
-                tapped.graph.output.append(onnx.ValueInfoProto(name=name))
+        tapped = _tapped(model, list(axes))
         sums = {name: _Sums() for name in axes}
         fitting = _WAVE_BYTES // max(1, sum(map(self._octets, axes)))
         batch = min(_BATCH, max(_SMALL_BATCH, fitting))
@@ -99,6 +112,17 @@ class CollectedActivations:
                 for name, axis in axes.items():
                     sums[name].add(values[name], axis)
         return {name: one.statistics() for name, one in sums.items()}
+
+
+def _tapped(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+    """A copy of the model that answers with these tensors, too."""
+    tapped = onnx.ModelProto()
+    tapped.CopyFrom(model)
+    outputs = {output.name for output in tapped.graph.output}
+    for name in tensors:
+        if name not in outputs:
+            tapped.graph.output.append(onnx.ValueInfoProto(name=name))
+    return tapped
 
 
 class _Sums:

@@ -133,6 +133,10 @@ class Editor:
         """A new initializer holding `values`, named after `hint`."""
         return gs.Constant(self.tensor_name(hint), np.asarray(values, order="C"))
 
+    def define(self, function: onnx.FunctionProto) -> None:
+        """Add a local function that new nodes may call; it is written if one does."""
+        self._keep.functions[function.domain, function.name] = function
+
     def variable(self, hint: str, like: gs.Tensor | None = None) -> gs.Variable:
         """A new intermediate tensor, of the dtype of `like`."""
         return gs.Variable(self.tensor_name(hint), dtype=like.dtype if like is not None else None)

@@ -34,6 +34,7 @@ class Keepsakes:
         metadata: what to add to a node's metadata, by identity.
         outer: constants of the main graph: one that only a subgraph reads is lost otherwise.
         alive: the nodes that the identities belong to; a freed node's would pass to a new one.
+        functions: local functions that nodes call, by domain and name.
     """
 
     frame: onnx.ModelProto
@@ -42,6 +43,7 @@ class Keepsakes:
     metadata: dict[int, dict[str, str]] = field(default_factory=dict)
     outer: dict[str, onnx.TensorProto] = field(default_factory=dict)
     alive: list[gs.Node] = field(default_factory=list)
+    functions: dict[tuple[str, str], onnx.FunctionProto] = field(default_factory=dict)
 
 
 def import_graph(
@@ -64,7 +66,8 @@ def import_graph(
             placeholder.to_constant(LazyValues((weights or {})[placeholder.name]))
     outer = {tensor.name: tensor for tensor in model.graph.initializer} | (weights or {})
     graph.inputs = [t for t in graph.inputs if t.name not in outer]
-    keep = Keepsakes(_frame(model, set(outer)), outer=outer)
+    functions = {(function.domain, function.name): function for function in model.functions}
+    keep = Keepsakes(_frame(model, set(outer)), outer=outer, functions=functions)
     for node, proto in zip(graph.nodes, model.graph.node, strict=True):
         keep.protos[id(node)] = proto
         keep.alive.append(node)
@@ -89,7 +92,20 @@ def export_graph(graph: gs.Graph, keep: Keepsakes) -> onnx.ModelProto:
     for name in dict.fromkeys(captured_names(model.graph)):
         if name in keep.outer and name not in tensors and name not in made:
             model.graph.initializer.append(keep.outer[name])
+    _add_functions(model, keep)
     return model
+
+
+def _add_functions(model: onnx.ModelProto, keep: Keepsakes) -> None:
+    """Those that are called, and the domains that they live in."""
+    called = {(node.domain, node.op_type) for node in model.graph.node}
+    domains = {entry.domain for entry in model.opset_import}
+    for key, function in keep.functions.items():
+        if key in called:
+            model.functions.append(function)
+            if function.domain not in domains:
+                domains.add(function.domain)
+                model.opset_import.append(onnx.helper.make_opsetid(function.domain, 1))
 
 
 def _frame(model: onnx.ModelProto, constants: set[str]) -> onnx.ModelProto:

@@ -68,6 +68,8 @@ class Candidate(Generic[S]):
             as well.
         narrows: those of the nodes that lose channels and are otherwise what they were.
         follows: whether it can be carried out on a node that lost channels, too.
+        stored: whether it only changes how constants are stored: ONNX Runtime computes them once,
+            when it loads the model, and takes as long as with those in their place.
     """
 
     site: Site
@@ -81,6 +83,7 @@ class Candidate(Generic[S]):
     shifts: tuple[str, ...] = ()
     narrows: tuple[str, ...] = ()
     follows: bool = False
+    stored: bool = False
 
     @property
     def saving(self) -> Cost:

@@ -21,7 +21,7 @@ from onnxcompress.graph.extract import extract_layer, structure_key
 from onnxcompress.graph.memo import Memo
 from onnxcompress.latency.table import LatencyTable, LayerTiming, together
 from onnxcompress.plan.contract import Candidate, Pass, Refusal
-from onnxcompress.plan.options import Options, nothing_to_save
+from onnxcompress.plan.options import Options, nothing_to_save, with_savings
 
 Key = tuple[str, str, str]
 """(node, pass, setting as JSON): one candidate of one site."""
@@ -52,13 +52,17 @@ def gate(
 ) -> Gated:
     """Time every candidate that is not lossless, and keep the faster ones.
 
-    Lossless candidates with nothing to save are never timed: they exist to prove exactness.
+    Lossless candidates with nothing to save are never timed: they exist to prove exactness. Nor are
+    those that only change how constants are stored.
     """
     timings: dict[Key, LayerTiming] = {}
     seen: dict[str, LayerTiming] = {}
     sites: list[tuple[Candidate[Any], ...]] = []
     refusals = list(options.refusals)
     for number, offers in enumerate(options.sites):
+        if offers[0].stored:
+            sites += with_savings(Options((offers,), ())).sites
+            continue
         worth = [c for c in offers if c.saving.macs > 0 or c.recommended]
         if worth:
             owner = passes[worth[0].site.pass_name]

@@ -64,12 +64,17 @@ def with_savings(options: Options) -> Options:
     """Options without candidates that cost more than the layer (kept where they are asked for)."""
     sites, refusals = [], list(options.refusals)
     for offers in options.sites:
-        worth = tuple(c for c in offers if c.recommended or c.saving.macs > 0)
+        worth = tuple(c for c in offers if c.recommended or _saves(c))
         if worth:
             sites.append(worth)
         else:
             refusals.append(nothing_to_save(offers))
     return Options(tuple(sites), tuple(refusals))
+
+
+def _saves(candidate: Candidate[Any]) -> bool:
+    saving = candidate.saving
+    return (saving.weight_bytes if candidate.stored else saving.macs) > 0
 
 
 def nothing_to_save(offers: tuple[Candidate[Any], ...]) -> Refusal:

@@ -221,11 +221,10 @@ def within_bound(
         The choice, and the budget of damage that it was made within.
     """
     everything = within_budget(sites, damages, timings, None)
+    unit = _UNITS[_kind(sites, timings)]
     high = _spent(sites, damages, everything.chosen)
     if not everything.chosen or trial(everything.chosen).ok:
-        return replace(
-            everything, notes=(f"everything on offer saves {_unit(timings)} and holds",)
-        ), high
+        return replace(everything, notes=(f"everything on offer saves {unit} and holds",)), high
     best, low, tried = Choice((), ()), 0.0, 1
     budget = high / 4.0
     for _ in range(_BISECTIONS):
@@ -237,7 +236,7 @@ def within_bound(
             high = budget
         # The bound is met over orders of magnitude of damage, so the middle is geometric.
         budget = (low * high) ** 0.5 if low > 0 else high / 8.0
-    note = f"most {_unit(timings)} saved within the bound, after {tried} evaluations"
+    note = f"most {unit} saved within the bound, after {tried} evaluations"
     return replace(best, notes=(note,)), low
 
 
@@ -249,9 +248,10 @@ def within_budget(
 ) -> Choice:
     """Save the most while predicted damage stays within `budget`.
 
-    Saved milliseconds count where layers were timed, else MACs.
+    Saved milliseconds count where layers were timed, else MACs; bytes where all there is only
+    changes how constants are stored.
     """
-    kind = "latency" if timings else "macs"
+    kind = _kind(sites, timings)
     found = most_saved(
         damages,
         savings(sites, kind, timings),
@@ -259,12 +259,18 @@ def within_budget(
         conflicts=conflicts(sites),
     )
     limit = "any damage" if budget is None else f"a damage of {budget:.3g}"
-    note = f"most {_unit(timings)} saved within {limit}{_gap(found)}"
+    note = f"most {_UNITS[kind]} saved within {limit}{_gap(found)}"
     return Choice(_picked(sites, found), (note,))
 
 
-def _unit(timings: Mapping[Key, LayerTiming]) -> str:
-    return "milliseconds" if timings else "MACs"
+_UNITS = {"latency": "milliseconds", "macs": "MACs", "size": "bytes"}
+
+
+def _kind(sites: Sites, timings: Mapping[Key, LayerTiming]) -> str:
+    """What is to be saved when nothing was asked for."""
+    if all(candidate.stored for offers in sites for candidate in offers):
+        return "size"
+    return "latency" if timings else "macs"
 
 
 def _spent(sites: Sites, damage: Sequence[Sequence[float]], chosen: Chosen) -> float:

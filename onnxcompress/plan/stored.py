@@ -50,6 +50,7 @@ def _stored(candidate: Candidate[Any]) -> dict[str, Any]:
         "shifts": list(candidate.shifts),
         "narrows": list(candidate.narrows),
         "follows": candidate.follows,
+        "stored": candidate.stored,
     }
 
 
@@ -61,4 +62,5 @@ def _read(values: Mapping[str, Any], passes: Mapping[str, Pass[Any]]) -> Candida
         shifts=tuple(values["shifts"]),
         narrows=tuple(values["narrows"]),
         follows=bool(values["follows"]),
+        stored=bool(values["stored"]),
     )

@@ -1,7 +1,7 @@
 """Latency targets: what is asked, what a fresh process measures, and what the planner expected.
 
-    python tests/benchmarks/latency_targets.py --out DIR [--only NAME] [--target 0.6] [--threads 2]
-        [--figure docs/figures/latency_predictions.png] [--table]
+    python tests/benchmarks/latency_targets.py --out DIR [--only NAME] [--target 0.6] [--seed 0]
+        [--threads 2] [--figure docs/figures/latency_predictions.png] [--table]
 
 Every network is compressed to every target (`--max-drop 100`, the balanced recipe) in a process of
 its own; then `onnxcompress bench` times the result against the original in another. Rows are kept
@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", action="append", help="a part of a network's name")
     parser.add_argument("--target", action="append", type=float)
+    parser.add_argument("--seed", action="append", type=int)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
     parser.add_argument("--figure", type=Path)
-    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
-        name, target = arguments.case
-        one_case(subject(name), float(target), arguments.threads, arguments.out)
+        name, target, seed = arguments.case
+        one_case(subject(name), float(target), int(seed), arguments.threads, arguments.out)
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "rows.jsonl"
@@ -61,10 +63,11 @@ def main() -> None:
         for name in NETWORKS:
             if arguments.only and not any(part in name for part in arguments.only):
                 continue
-            for target in arguments.target or TARGETS:
-                if not any((r["network"], r["target"]) == (name, target) for r in rows(path)):
+            for target, seed in product(arguments.target or TARGETS, arguments.seed or (0,)):
+                case = {"network": name, "target": target, "seed": seed}
+                if not any(case.items() <= row.items() for row in rows(path)):
+                    row = case | run_case(name, target, seed, arguments.threads, arguments.out)
                     with path.open("a") as file:
-                        row = run_case(name, target, arguments.threads, arguments.out)
                         file.write(json.dumps(row) + "\n")
     print(table(rows(path)))
     if arguments.figure:
@@ -79,16 +82,16 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def case_path(out: Path, name: str, target: float) -> Path:
-    path = out / f"{name}-{target}"
+def case_path(out: Path, name: str, target: float, seed: int = 0) -> Path:
+    path = out / (f"{name}-{target}" + (f"-{seed}" if seed else ""))
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def one_case(subject: Subject, target: float, threads: int, out: Path) -> None:
+def one_case(subject: Subject, target: float, seed: int, threads: int, out: Path) -> None:
     """Compress, and leave the model and its report behind; exit codes as the command's."""
     calibration, judged = split_inputs(subject)
-    where = case_path(out, subject.model, target)
+    where = case_path(out, subject.model, target, seed)
     try:
         result = oc.compress(
             SHARED / "models" / f"{subject.model}.onnx",
@@ -98,6 +101,7 @@ def one_case(subject: Subject, target: float, threads: int, out: Path) -> None:
             max_drop=100.0,
             min_snr=-1000.0,
             threads=threads,
+            seed=seed,
         )
     except oc.BoundError as error:
         (where / "report.json").write_text(json.dumps(json_safe(error.report)))
@@ -107,20 +111,20 @@ def one_case(subject: Subject, target: float, threads: int, out: Path) -> None:
     (where / "report.json").write_text(json.dumps(json_safe(result.report)))
 
 
-def run_case(name: str, target: float, threads: int, out: Path) -> dict[str, Any]:
+def run_case(name: str, target: float, seed: int, threads: int, out: Path) -> dict[str, Any]:
     started = time.monotonic()
     done = subprocess.run(
         [
             *(sys.executable, __file__, "--out", out, "--threads", str(threads)),
-            *("--case", name, str(target)),
+            *("--case", name, str(target), str(seed)),
         ],
         stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
-    row: dict[str, Any] = {"network": name, "target": target, "exit": done.returncode}
+    row: dict[str, Any] = {"exit": done.returncode}
     row["seconds"] = time.monotonic() - started
-    where = case_path(out, name, target)
+    where = case_path(out, name, target, seed)
     report_path = where / "report.json"
     if done.returncode not in (0, 1) or not report_path.exists():
         raise SystemExit(f"{name} at {target}: {done.stderr[-2000:]}")
@@ -133,7 +137,8 @@ def run_case(name: str, target: float, threads: int, out: Path) -> dict[str, Any
         row["fresh"], row["ci95"] = fresh_ratio(name, where / "out.onnx", threads)
     else:
         row["error"] = done.stderr.strip().splitlines()[-1]
-    print(json.dumps({k: v for k, v in row.items() if k not in ("predictions", "stages")}))
+    told = {k: v for k, v in row.items() if k not in ("predictions", "stages")}
+    print(json.dumps({"network": name, "target": target, "seed": seed} | told), flush=True)
     return row
 
 
@@ -170,8 +175,8 @@ def met(row: dict[str, Any]) -> bool:
 
 def table(found: list[dict[str, Any]]) -> str:
     lines = [
-        "| network | target | verdict's ratio | fresh process | met | seconds | accuracy |",
-        "|---|---|---|---|---|---|---|",
+        "| network | target | seed | verdict's ratio | fresh process | met | seconds | accuracy |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in found:
         fresh = "not written"
@@ -179,8 +184,8 @@ def table(found: list[dict[str, Any]]) -> str:
             low, high = row["ci95"]
             fresh = f"{row['fresh']:.3f} [{low:.3f}, {high:.3f}]"
         lines.append(
-            f"| {row['network']} | {row['target']} | {row['verdict']:.3f} | {fresh} | "
-            f"{'yes' if met(row) else 'no'} | {row['seconds']:.0f} | {row['words']} |"
+            f"| {row['network']} | {row['target']} | {row['seed']} | {row['verdict']:.3f} | "
+            f"{fresh} | {'yes' if met(row) else 'no'} | {row['seconds']:.0f} | {row['words']} |"
         )
     lines += ["", f"{sum(map(met, found))} of {len(found)} met.", ""]
     lines += ["| network | plans measured | first expectation | corrected |", "|---|---|---|---|"]

@@ -208,3 +208,21 @@ def test_a_forgotten_batch_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module._Sums, "add", replace_sums)
     with pytest.raises(AssertionError):
         test_statistics(50, equal=False)
+
+
+def test_values_are_those_of_some_of_the_inputs() -> None:
+    model, x = network(), samples(9)
+    found = collector(model, x, seed=3).values(["a", "t"], 4)
+    whole = values(model, ["a", "t"], x)
+    for name in ("a", "t"):
+        assert found[name].shape == (4, *whole[name].shape[1:])
+        places = [
+            next(i for i, row in enumerate(whole[name]) if np.allclose(row, one, atol=1e-6))
+            for one in found[name]
+        ]
+        assert places == sorted(set(places))
+
+
+def test_values_come_in_whole_batches_where_the_model_insists() -> None:
+    found = collector(network(3), samples(9)).values(["a"], 4)
+    assert found["a"].shape[0] == 3

@@ -8,7 +8,12 @@ from onnxcompress.plan.registry import make_pass, options, pass_class, registere
 from onnxcompress.testing import Case, parametrize_with_checks
 
 # Options that change what a pass offers, tried wherever a pass has an option of that name.
-VARIANTS = ({"rank": "full"}, {"rank": "evbmf"})
+VARIANTS = (
+    {"rank": "full"},
+    {"rank": "evbmf"},
+    {"shared": "kernels"},
+    {"shared": "kernels", "source": "predefined"},
+)
 
 
 def variants() -> Iterator[Pass[Any]]:

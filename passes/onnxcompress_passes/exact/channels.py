@@ -30,7 +30,7 @@ _ALIKE = frozenset(
     {
         *("Conv", "Gemm", "MatMul", "Relu", "LeakyRelu", "Elu", "Sigmoid", "HardSigmoid", "Tanh"),
         *("HardSwish", "Clip", "Softplus", "MaxPool", "AveragePool", "GlobalAveragePool"),
-        *("GlobalMaxPool", "Flatten", "Concat", "Identity", "Dropout"),
+        *("GlobalMaxPool", "Flatten", "Reshape", "Transpose", "Concat", "Identity", "Dropout"),
     }
 )
 """Operators that treat equal channels equally, whatever their constants are."""
@@ -68,7 +68,7 @@ def idle_channels(facts: Facts, coupling: Coupling, group: Group) -> Idle:
             unread[channel] = False
     free = unread | _silent(makers, coupling, group, view)
     found = {int(channel): -1 for channel in np.flatnonzero(free)}
-    if _alike(group, view):
+    if alike(group, view):
         first: dict[bytes, int] = {}
         rows = _rows(makers, coupling, group, view)
         for channel in range(group.width):
@@ -122,8 +122,8 @@ def _silent(
     silent = np.ones(group.width, dtype=bool)
     seen = np.zeros(group.width, dtype=bool)
     for layer in makers:
-        numbers = _numbers(layer.output, coupling, place)
-        before = _numbers(layer.input, coupling, place)
+        numbers = channel_numbers(layer.output, coupling, place)
+        before = channel_numbers(layer.input, coupling, place)
         bias = layer.bias(view)
         rows = np.abs(_matrices(layer, view)).sum(axis=2).ravel()
         if bias is None or len(numbers) != len(rows):
@@ -141,7 +141,7 @@ def _silent(
     return silent & seen
 
 
-def _numbers(tensor: str, coupling: Coupling, place: Mapping[int, int]) -> NDArray[np.intp]:
+def channel_numbers(tensor: str, coupling: Coupling, place: Mapping[int, int]) -> NDArray[np.intp]:
     """Channel number of every index of a tensor's channel axis; -1 for those of other groups."""
     lane = coupling.lanes.get(tensor)
     classes = [] if lane is None else lane.classes.tolist()
@@ -166,7 +166,7 @@ def _cut_off(tensor: str, view: GraphView) -> float:
     return -np.inf
 
 
-def _alike(group: Group, view: GraphView) -> bool:
+def alike(group: Group, view: GraphView) -> bool:
     """Whether nothing between producers and readers tells equal channels apart."""
     for tensor in group.tensors:
         for use in view.uses(tensor):
@@ -186,8 +186,8 @@ def _rows(
     place = {channel: at for at, channel in enumerate(group.channels)}
     found = [b""] * group.width
     for layer in makers:
-        numbers = _numbers(layer.output, coupling, place)
-        before = _numbers(layer.input, coupling, place)
+        numbers = channel_numbers(layer.output, coupling, place)
+        before = channel_numbers(layer.input, coupling, place)
         bias = layer.bias(view)
         rows = _matrices(layer, view).reshape(-1, layer.features)
         grouped = layer.groups > 1 and not np.array_equal(before, numbers)

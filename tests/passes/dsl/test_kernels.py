@@ -1,0 +1,124 @@
+"""Kernels that share a dictionary: exact when there is one entry each, folded by ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx_graphsurgeon as gs
+import onnxruntime
+import onnxslim
+import pytest
+
+from onnxcompress.analyse.facts import Facts
+from onnxcompress.graph.view import GraphView
+from onnxcompress.kernels.emission import DOMAIN, SHARED_KERNELS
+from onnxcompress.plan.contract import Candidate, Refusal
+from onnxcompress.rewrite.manager import rewrite
+from onnxcompress.runtime import Execution, open_session
+from onnxcompress_passes.dsl.dsl import Dsl
+
+See = Callable[[onnx.ModelProto], Facts]
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    with open_session(model, Execution(threads=1)) as session:
+        return np.asarray(session.run({session.input_names[0]: x})[0])
+
+
+def rewritten(model: onnx.ModelProto, seen: See, **options: Any) -> onnx.ModelProto:
+    owner = Dsl(shared="kernels", **options)
+    facts = seen(model)
+    sites = [s for s in owner.sites(facts) if not isinstance(s, Refusal)]
+    # Without a job's memo a rewrite has no data: by weights.
+    chosen = [_by_weights(owner.candidates(site, facts)[0]) for site in sites]
+    return rewrite(model, chosen, {"dsl": owner}, strict=True).model
+
+
+def _by_weights(candidate: Candidate[Any]) -> Candidate[Any]:
+    from dataclasses import replace
+
+    return replace(candidate, setting=replace(candidate.setting, metric="weights"))
+
+
+def inputs() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((4, 3, 6, 7)).astype(np.float32)
+
+
+def test_an_entry_per_kernel_changes_no_bit(pruning: Any, seen: See) -> None:
+    model = pruning.graph("residual")
+    result = rewritten(model, seen)
+    assert [n.op_type for n in result.graph.node].count(SHARED_KERNELS) == 1
+    np.testing.assert_array_equal(run(result, inputs()), run(model, inputs()))
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        onnx.inliner.inline_local_functions,
+        onnxslim.slim,
+        lambda model: gs.export_onnx(gs.import_onnx(model)),
+    ],
+    ids=["inliner", "onnxslim", "graphsurgeon"],
+)
+def test_other_tools_leave_what_it_computes(
+    pruning: Any, seen: See, tool: Callable[[onnx.ModelProto], onnx.ModelProto]
+) -> None:
+    result = rewritten(pruning.graph("residual"), seen, count="4")
+    onnx.checker.check_model(result, full_check=True)
+    expected = run(result, inputs())
+    copy = onnx.ModelProto()
+    copy.CopyFrom(result)
+    np.testing.assert_array_equal(run(tool(copy), inputs()), expected)
+
+
+def test_onnxruntime_is_left_with_the_layer_alone(pruning: Any, seen: See, tmp_path: Path) -> None:
+    """It runs the operators of the original: nothing is computed anew for every input."""
+    kinds = []
+    for model in (pruning.graph("residual"), rewritten(pruning.graph("residual"), seen, count="4")):
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        optimised = onnx.load(options.optimized_model_filepath)
+        kinds.append([(node.domain, node.op_type) for node in optimised.graph.node])
+    assert kinds[0] == kinds[1]
+
+
+def test_weights_are_entries_times_scales(pruning: Any, seen: See) -> None:
+    result = rewritten(pruning.graph("residual"), seen, count="4")
+    view = GraphView(result)
+    (call,) = [node for node in result.graph.node if node.domain == DOMAIN]
+    entries, index, scale, shape = (view.array(name) for name in call.input)
+    assert (entries.shape, index.dtype, shape.tolist()) == ((4, 9), np.uint8, [10, 12, 3, 3])
+    weight = (entries[index] * scale).reshape(shape)
+    tapped = onnx.ModelProto()
+    tapped.CopyFrom(result)
+    tapped.graph.output.append(onnx.ValueInfoProto(name=call.output[0]))
+    with open_session(tapped, Execution(threads=1)) as session:
+        made = session.run({session.input_names[0]: inputs()})[-1]
+    np.testing.assert_array_equal(made, weight)
+
+
+def test_layers_without_kernels_are_refused_with_a_reason(pruning: Any, seen: See) -> None:
+    found = list(Dsl(shared="kernels").sites(seen(pruning.graph("depthwise"))))
+    reasons = {f.node: f.reason for f in found if isinstance(f, Refusal)}
+    assert "1x1" in reasons["one"]
+    assert "grouped" in reasons["dw"]
+
+
+def test_smaller_dictionaries_cost_less_and_err_more(pruning: Any, seen: See) -> None:
+    facts = seen(pruning.graph("residual"))
+    owner = Dsl(shared="kernels")
+    (site,) = [s for s in owner.sites(facts) if not isinstance(s, Refusal)]
+    ladder = owner.candidates(site, facts)
+    assert [c.setting.entries for c in ladder] == [120, 32, 16, 8, 4]
+    assert [c.damage for c in ladder] == sorted(c.damage for c in ladder)
+    octets = [c.after.weight_bytes for c in ladder]
+    assert octets == sorted(octets, reverse=True)
+    assert all(c.stored for c in ladder)
