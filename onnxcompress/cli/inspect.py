@@ -29,12 +29,18 @@ from onnxcompress.cli.console import errors, output
     metavar="FILE",
     help="Show what this plan would do, and whether it fits MODEL.",
 )
+@click.option(
+    "--programs",
+    is_flag=True,
+    help="Show kernels as programs: those that MODEL holds, and how short others could be.",
+)
 @shared.size_options
 @shared.json_option
 def inspect_command(
     source: str,
     passes: tuple[str, ...],
     plan_file: Path | None,
+    programs: bool,
     shapes: tuple[str, ...],
     batch: int | None,
     as_json: bool,
@@ -42,11 +48,13 @@ def inspect_command(
     """List every layer of MODEL with its cost and what each pass could do there, or why not.
 
     And other nodes that a pass could do something about. With the channels that have to go
-    together. With --plan, what that plan would do to MODEL. Nothing is written.
+    together. With --plan, what that plan would do to MODEL. With --programs, the kernels of its
+    convolutions as programs. Nothing is written.
     """
     from onnxcompress.analyse.facts import analyse
     from onnxcompress.analyse.sizes import parse_shape, representative_sizes
     from onnxcompress.cli.inspect_plan import plan_summary, show_plan
+    from onnxcompress.cli.inspect_programs import programs_summary, show_programs
     from onnxcompress.cli.tables import layers, number, octets
     from onnxcompress.errors import UsageError
     from onnxcompress.load.canonical import canonicalise
@@ -56,6 +64,8 @@ def inspect_command(
 
     if plan_file is not None and passes:
         raise UsageError("--plan says which passes take part: leave out --pass")
+    if programs and (plan_file is not None or passes):
+        raise UsageError("--programs goes without --plan and --pass")
     chosen = tuple(parse_pass(text) for text in passes) or tuple(make_pass(n) for n in registered())
     given = read_source(shared.model_source(source))
     canonical = canonicalise(given.model)
@@ -69,6 +79,13 @@ def inspect_command(
             click.echo(json.dumps(summary, indent=2))
         else:
             show_plan(summary, output)
+        return
+    if programs:
+        found = programs_summary(given.model, facts)
+        if as_json:
+            click.echo(json.dumps({"model": given.label, "layers": found}, indent=2))
+        else:
+            show_programs(found, output)
         return
     rows = _rows(facts, collect(facts, chosen), chosen)
     total = facts.total()

@@ -7,13 +7,13 @@ handed on (`feedback.py`), and entries and scales are then fitted to the layer's
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from onnxcompress.kernels.descent import descended
 from onnxcompress.kernels.feedback import Handing, damped
 from onnxcompress.kernels.induction import relative_error
 from onnxcompress.kernels.language import Entry, Program, Scale
@@ -23,8 +23,6 @@ Indices = NDArray[np.intp]
 
 _LINES = 20
 _TURNS = 2
-_STEPS = 12
-_ENOUGH = 1e-20
 _TINY = 1e-300
 
 
@@ -188,7 +186,7 @@ def _with_scales(weight: Array, found: LayerDictionary, metric: Array) -> LayerD
 
     aim = (weight.reshape(len(weight), -1) @ metric).reshape(kernels.shape)
     right = (aim * kernels).sum(axis=2)
-    return replace(found, scales=_descended(normal, right, found.scales, axis=1))
+    return replace(found, scales=descended(normal, right, found.scales, axis=1))
 
 
 def _with_entries(weight: Array, found: LayerDictionary, metric: Array) -> LayerDictionary:
@@ -203,38 +201,4 @@ def _with_entries(weight: Array, found: LayerDictionary, metric: Array) -> Layer
         return np.asarray(member @ answers.reshape(-1, cells))
 
     right = member @ (weight.reshape(len(weight), -1) @ metric).reshape(-1, cells)
-    return replace(found, entries=_descended(normal, right, found.entries, axis=None))
-
-
-def _descended(
-    normal: Callable[[Array], Array], right: Array, start: Array, *, axis: int | None
-) -> Array:
-    """Conjugate gradients for positive semi-definite normal equations, a few steps of them.
-
-    Args:
-        normal: applies the matrix.
-        right: right hand side.
-        start: where to start.
-        axis: None for one system; else every row is a system of its own, along this axis.
-    """
-
-    def inner(one: Array, other: Array) -> Array:
-        return np.asarray((one * other).sum(axis=axis, keepdims=True))
-
-    found = start.copy()
-    left = right - normal(found)
-    direction, length = left.copy(), inner(left, left)
-    floor = _ENOUGH * np.maximum(inner(right, right), _TINY)
-    for _ in range(_STEPS):
-        if (length <= floor).all():
-            break
-        image = normal(direction)
-        curve = inner(direction, image)
-        # A system that is solved has no direction left.
-        step = np.where((length > floor) & (curve > 0.0), length / np.maximum(curve, _TINY), 0.0)
-        found += step * direction
-        left -= step * image
-        longer = inner(left, left)
-        direction = left + longer / np.maximum(length, _TINY) * direction
-        length = longer
-    return found
+    return replace(found, entries=descended(normal, right, found.entries, axis=None))

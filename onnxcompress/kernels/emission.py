@@ -164,13 +164,23 @@ def _function(kind: str, size: int, dtype: np.dtype[np.generic], opset: int) -> 
 
 def _name(kind: str, size: int, dtype: np.dtype[np.generic]) -> str:
     """EdgeFilterVertical_3x3, SquareTetromino_3x3, OriginalKernel_3x3; with the type if unusual."""
+    suffix = "" if dtype == np.float32 else f"_{np.dtype(dtype).name}"
+    return f"{_word(kind)}_{size}x{size}{suffix}"
+
+
+def _word(kind: str) -> str:
     if kind == "original":
-        word = "OriginalKernel"
-    elif kind.startswith("edge-"):
-        word = "EdgeFilter" + kind.removeprefix("edge-").capitalize()
-    else:
-        word = kind.capitalize() + "Tetromino"
-    return f"{word}_{size}x{size}" + ("" if dtype == np.float32 else f"_{np.dtype(dtype).name}")
+        return "OriginalKernel"
+    if kind.startswith("edge-"):
+        return "EdgeFilter" + kind.removeprefix("edge-").capitalize()
+    return kind.capitalize() + "Tetromino"
+
+
+def kind_of(function: str) -> str:
+    """The kind of atoms that a function of the language makes; empty for other functions."""
+    kinds = [family.kind for family in (*library(3), original(3))]
+    words = {_word(kind): kind for kind in kinds}
+    return words.get(function.split("_")[0], "")
 
 
 def _smallest(count: int) -> type[np.integer]:

@@ -12,6 +12,7 @@ VARIANTS = (
     {"rank": "full"},
     {"rank": "evbmf"},
     {"shared": "kernels"},
+    {"shared": "atoms"},
     {"shared": "kernels", "source": "predefined"},
 )
 

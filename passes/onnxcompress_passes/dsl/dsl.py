@@ -36,6 +36,7 @@ from onnxcompress_passes.dsl.groups import (
     site_of_group,
 )
 from onnxcompress_passes.dsl.kernels import kernel_candidates, store, unfit
+from onnxcompress_passes.dsl.mixing import atom_candidates, mix_atoms
 from onnxcompress_passes.dsl.programs import (
     program_candidates,
     unfit_for_programs,
@@ -46,7 +47,7 @@ from onnxcompress_passes.dsl.sharing import share
 from onnxcompress_passes.eligibility import QUANTISED, quantised_layers
 from onnxcompress_passes.low_rank_pass import DATA
 
-FILTERS, KERNELS = "filters", "kernels"
+FILTERS, KERNELS, ATOMS = "filters", "kernels", "atoms"
 LEARNED, PREDEFINED = "learned", "predefined"
 
 
@@ -57,8 +58,9 @@ class Dsl(Pass[Sharing]):
     shared: str = field(
         default=FILTERS,
         metadata={
-            "help": "filters (whole ones: layers become narrower), or kernels (a dictionary per "
-            "layer, written as a function of the model: the file becomes smaller, time stays)"
+            "help": "filters (whole ones: layers become narrower), atoms (a few kernels per layer, "
+            "that all others are mixed of: a grouped convolution and one of 1x1), or kernels (a "
+            "dictionary per layer, written as a function: the file becomes smaller, time stays)"
         },
     )
     source: str = field(
@@ -92,7 +94,7 @@ class Dsl(Pass[Sharing]):
     count: str = field(
         default="",
         metadata={
-            "help": "filters that stay in every group, or kernels in every layer's dictionary; "
+            "help": "filters that stay in every group, atoms or entries of every layer; "
             "N+M+... one by one in order of execution; empty lets the plan choose"
         },
     )
@@ -114,7 +116,7 @@ class Dsl(Pass[Sharing]):
     def __post_init__(self) -> None:
         object.__setattr__(self, "count", str(self.count))
         for option, value, known in (
-            ("shared", self.shared, (FILTERS, KERNELS)),
+            ("shared", self.shared, (FILTERS, KERNELS, ATOMS)),
             ("source", self.source, (LEARNED, PREDEFINED)),
             ("distance", self.distance, DISTANCES),
             ("linkage", self.linkage, LINKAGES),
@@ -133,17 +135,17 @@ class Dsl(Pass[Sharing]):
             raise UsageError("dsl: source=predefined goes with shared=kernels, and without count")
         if self.price and self.source != PREDEFINED:
             raise UsageError("dsl: price goes with source=predefined")
-        if self.threshold and (self.count or self.shared == KERNELS):
+        if self.threshold and (self.count or self.shared != FILTERS):
             raise UsageError("dsl: threshold goes with shared=filters, and without count")
         if type(self.round_to) is not int or self.round_to < 0:
             raise UsageError(f"dsl: round_to={self.round_to!r} must be a whole number >= 0")
 
     def sites(self, facts: Facts) -> Iterator[Site | Refusal]:
         """The first layer of every group, or every layer of kernels; or why not."""
-        if self.shared == KERNELS:
-            yield from self._layers(facts)
-        else:
+        if self.shared == FILTERS:
             yield from self._groups(facts)
+        else:
+            yield from self._layers(facts)
         for name, reason in quantised_layers(facts, QUANTISED):
             yield Refusal(self.name, name, reason)
 
@@ -174,14 +176,15 @@ class Dsl(Pass[Sharing]):
 
     def candidates(self, site: Site, facts: Facts) -> Sequence[Candidate[Sharing]]:
         """Nothing shared first, then ever less to choose from; or as much as was asked for."""
-        if self.shared == KERNELS:
+        if self.shared != FILTERS:
             layers = [layer for layer in facts.convs() if isinstance(layer, ConvSpec)]
             names = [layer.node for layer in layers if not unfit(layer, facts)]
             layer = conv_spec(facts.view.nodes[site.node], facts.view)
             if self.source == PREDEFINED:
                 return program_candidates(site, layer, self.price, facts)
             count = self._asked(names.index(site.node)) if self.count else 0
-            return kernel_candidates(site, layer, count, facts)
+            offer = atom_candidates if self.shared == ATOMS else kernel_candidates
+            return offer(site, layer, count, facts)
         names = [group.name for group in facts.coupling().groups]
         return filter_candidates(
             site,
@@ -216,6 +219,8 @@ class Dsl(Pass[Sharing]):
         for candidate in kernels:
             if candidate.setting.entries:
                 store(candidate, edit)
+            elif candidate.setting.atoms:
+                mix_atoms(candidate, edit)
             else:
                 write_programs(candidate, edit)
 
@@ -246,6 +251,8 @@ class Dsl(Pass[Sharing]):
         by_data = " by data" if setting.metric == DATA else ""
         if setting.entries:
             return f"{setting.entries} kernels" + by_data
+        if setting.atoms:
+            return f"{setting.atoms} atoms" + by_data
         if setting.price >= 0:
             return f"programs at {setting.price:.2g} a bit" + by_data
         return f"{setting.clusters.count} filters for {len(setting.labels)} channels"

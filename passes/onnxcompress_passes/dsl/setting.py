@@ -20,6 +20,7 @@ class Sharing:
         labels: cluster of every channel of a group; none where kernels are shared.
         shares: part that each channel's own filter has in its cluster's.
         entries: how many kernels a layer's dictionary has; 0 where there is none.
+        atoms: how many atoms all kernels of a layer are mixed of; 0 where they are not.
         price: of a bit, where kernels are programs; -1 where they are not.
         metric: what an error of a kernel counts: "weights", or "data" (the layer's answers).
     """
@@ -27,6 +28,7 @@ class Sharing:
     labels: tuple[int, ...] = ()
     shares: tuple[float, ...] = ()
     entries: int = 0
+    atoms: int = 0
     price: float = -1.0
     metric: str = WEIGHTS
 
@@ -39,18 +41,18 @@ class Sharing:
 def read_sharing(values: Any) -> Sharing:
     """A setting from the plan file.
 
-    `{"labels": [0, 0, 1], "shares": [0.5, 0.5, 1]}`, `{"entries": 16, "metric": "data"}`, or
-    `{"price": 1e-6, "metric": "data"}`.
+    `{"labels": [0, 0, 1], "shares": [0.5, 0.5, 1]}`, `{"entries": 16, "metric": "data"}`,
+    `{"atoms": 3, "metric": "data"}`, or `{"price": 1e-6, "metric": "data"}`.
 
     Raises:
         UsageError: the values do not fit.
     """
-    known = {"labels", "shares", "entries", "price", "metric"}
+    known = {"labels", "shares", "entries", "atoms", "price", "metric"}
     if not isinstance(values, dict) or not set(values) <= known:
         raise UsageError(f"setting {str(values)[:200]} does not fit pass 'dsl'")
     labels, shares = values.get("labels", ()), values.get("shares", ())
     entries, metric = values.get("entries", 0), values.get("metric", WEIGHTS)
-    price = values.get("price", -1.0)
+    atoms, price = values.get("atoms", 0), values.get("price", -1.0)
     listed = (
         isinstance(labels, (list, tuple))
         and isinstance(shares, (list, tuple))
@@ -58,13 +60,14 @@ def read_sharing(values: Any) -> Sharing:
         and all(type(label) is int for label in labels)
         and all(type(share) in {int, float} for share in shares)
     )
-    fits = listed and type(entries) is int and metric in {DATA, WEIGHTS}
+    fits = listed and type(entries) is int and type(atoms) is int and metric in {DATA, WEIGHTS}
     fits = fits and type(price) in {int, float} and (price == -1 or 0 <= price < float("inf"))
-    fits = fits and (bool(labels) + (entries > 0) + (price >= 0) == 1) and entries >= 0
+    kinds = bool(labels) + (entries > 0) + (atoms > 0) + (price >= 0) if fits else 0
+    fits = fits and kinds == 1 and min(entries, atoms) >= 0
     if fits and labels:
         numbered = sorted(set(labels)) == list(range(max(labels) + 1))
         fits = numbered and np.allclose(np.bincount(labels, shares), 1.0)
     if not fits:
         raise UsageError(f"setting {str(values)[:200]} does not fit pass 'dsl'")
     parts = tuple(float(share) for share in shares)
-    return Sharing(tuple(labels), parts, entries, float(price), metric)
+    return Sharing(tuple(labels), parts, entries, atoms, float(price), metric)
