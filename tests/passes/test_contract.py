@@ -13,6 +13,7 @@ VARIANTS = (
     {"rank": "evbmf"},
     {"shared": "kernels"},
     {"shared": "atoms"},
+    {"shared": "edges"},
     {"shared": "kernels", "source": "predefined"},
 )
 

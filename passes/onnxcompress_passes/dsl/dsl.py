@@ -26,6 +26,7 @@ from onnxcompress.plan.channels.remove import left_of_lanes
 from onnxcompress.plan.contract import Candidate, Pass, Refusal, Site
 from onnxcompress.plan.correspondence import Kept
 from onnxcompress_passes.dsl.clusters import CENTRES, MEAN
+from onnxcompress_passes.dsl.edges import edge_candidates, split_edges, unfit_for_edges
 from onnxcompress_passes.dsl.filters import ANSWERS, DISTANCES
 from onnxcompress_passes.dsl.groups import (
     by_group,
@@ -47,7 +48,7 @@ from onnxcompress_passes.dsl.sharing import share
 from onnxcompress_passes.eligibility import QUANTISED, quantised_layers
 from onnxcompress_passes.low_rank_pass import DATA
 
-FILTERS, KERNELS, ATOMS = "filters", "kernels", "atoms"
+FILTERS, KERNELS, ATOMS, EDGES = "filters", "kernels", "atoms", "edges"
 LEARNED, PREDEFINED = "learned", "predefined"
 
 
@@ -59,7 +60,8 @@ class Dsl(Pass[Sharing]):
         default=FILTERS,
         metadata={
             "help": "filters (whole ones: layers become narrower), atoms (a few kernels per layer, "
-            "that all others are mixed of: a grouped convolution and one of 1x1), or kernels (a "
+            "that all others are mixed of: a grouped convolution and one of 1x1), edges (all "
+            "kernels edge filters: a convolution along lines, and their sums), or kernels (a "
             "dictionary per layer, written as a function: the file becomes smaller, time stays)"
         },
     )
@@ -116,7 +118,7 @@ class Dsl(Pass[Sharing]):
     def __post_init__(self) -> None:
         object.__setattr__(self, "count", str(self.count))
         for option, value, known in (
-            ("shared", self.shared, (FILTERS, KERNELS, ATOMS)),
+            ("shared", self.shared, (FILTERS, KERNELS, ATOMS, EDGES)),
             ("source", self.source, (LEARNED, PREDEFINED)),
             ("distance", self.distance, DISTANCES),
             ("linkage", self.linkage, LINKAGES),
@@ -133,6 +135,8 @@ class Dsl(Pass[Sharing]):
                 raise UsageError(f"dsl: {option}={number!r} must be a number >= 0")
         if self.source == PREDEFINED and (self.shared != KERNELS or self.count):
             raise UsageError("dsl: source=predefined goes with shared=kernels, and without count")
+        if self.shared == EDGES and self.count:
+            raise UsageError("dsl: count goes with shared=filters, kernels or atoms")
         if self.price and self.source != PREDEFINED:
             raise UsageError("dsl: price goes with source=predefined")
         if self.threshold and (self.count or self.shared != FILTERS):
@@ -160,6 +164,8 @@ class Dsl(Pass[Sharing]):
 
     def _unfit(self, layer: ConvSpec, facts: Facts) -> str:
         predefined = self.source == PREDEFINED
+        if self.shared == EDGES:
+            return unfit_for_edges(layer, facts)
         return unfit_for_programs(layer, facts) if predefined else unfit(layer, facts)
 
     def _groups(self, facts: Facts) -> Iterator[Site | Refusal]:
@@ -180,6 +186,8 @@ class Dsl(Pass[Sharing]):
             layers = [layer for layer in facts.convs() if isinstance(layer, ConvSpec)]
             names = [layer.node for layer in layers if not unfit(layer, facts)]
             layer = conv_spec(facts.view.nodes[site.node], facts.view)
+            if self.shared == EDGES:
+                return edge_candidates(site, layer, facts)
             if self.source == PREDEFINED:
                 return program_candidates(site, layer, self.price, facts)
             count = self._asked(names.index(site.node)) if self.count else 0
@@ -221,6 +229,8 @@ class Dsl(Pass[Sharing]):
                 store(candidate, edit)
             elif candidate.setting.atoms:
                 mix_atoms(candidate, edit)
+            elif candidate.setting.edges:
+                split_edges(candidate, edit)
             else:
                 write_programs(candidate, edit)
 
@@ -253,6 +263,8 @@ class Dsl(Pass[Sharing]):
             return f"{setting.entries} kernels" + by_data
         if setting.atoms:
             return f"{setting.atoms} atoms" + by_data
+        if setting.edges:
+            return f"{setting.edges} edges" + by_data
         if setting.price >= 0:
             return f"programs at {setting.price:.2g} a bit" + by_data
         return f"{setting.clusters.count} filters for {len(setting.labels)} channels"

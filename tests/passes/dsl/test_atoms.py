@@ -14,6 +14,7 @@ from onnxcompress.plan.contract import Site
 from onnxcompress.rewrite.manager import rewrite
 from onnxcompress.runtime import Execution, open_session
 from onnxcompress_passes.dsl.dsl import Dsl
+from onnxcompress_passes.dsl.edges import lines_of, spread
 
 GEOMETRIES = {
     "plain": "pads = [1, 1, 1, 1]",
@@ -65,6 +66,37 @@ def test_two_convolutions_compute_the_mixed_kernels(geometry: str, count: int) -
     np.testing.assert_allclose(run(result), expected, rtol=0, atol=close)
     if count == 9:
         np.testing.assert_allclose(run(result), run(model), rtol=0, atol=close)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES.keys())
+@pytest.mark.parametrize("along", [2, 3])
+def test_split_edges_compute_the_kernels(geometry: str, along: int) -> None:
+    """A layer whose kernels are edge filters already: the split is exact."""
+    model = network(geometry)
+    weight = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    alike = np.broadcast_to(weight.mean(axis=along, keepdims=True), weight.shape)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.array(alike), "w"))
+    owner: Dsl = Dsl(shared="edges")
+    (candidate,) = owner.candidates(Site("dsl", "conv"), analyse(model, {"x": (1, 4, 9, 11)}))
+    assert candidate.damage == pytest.approx(0.0, abs=1e-12)
+    assert candidate.setting.edges == {2: "vertical", 3: "horizontal"}[along]
+    result = rewrite(model, [candidate], {"dsl": owner}, strict=True).model
+    assert [n.op_type for n in result.graph.node] == ["Conv", "Conv"]
+    close = 1e-6 * np.abs(run(model)).max()
+    np.testing.assert_allclose(run(result), run(model), rtol=0, atol=close)
+
+
+def test_fitted_edges_are_the_best_in_the_metric_of_the_data() -> None:
+    generator = np.random.default_rng(4)
+    weight, rows = generator.standard_normal((5, 3, 9)), generator.standard_normal((200, 27))
+    metric = rows.T @ rows / len(rows)
+    for orientation in ("vertical", "horizontal"):
+        lines = lines_of(weight, 3, orientation, metric)
+        kernels = spread(lines, orientation)
+        missed = ((kernels - weight).reshape(5, -1) @ metric).reshape(5, 3, 3, 3)
+        slope = missed.sum(axis=2 if orientation == "vertical" else 3)
+        # Damping moves the optimum by about a thousandth.
+        assert np.abs(slope).max() < 5e-3 * np.abs(missed).max()
 
 
 def test_fewer_atoms_cost_less_and_err_more() -> None:
