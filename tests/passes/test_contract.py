@@ -14,7 +14,7 @@ VARIANTS = (
     {"shared": "kernels"},
     {"shared": "atoms"},
     {"shared": "edges"},
-    {"shared": "kernels", "source": "predefined"},
+    {"shared": "kernels", "source": "both"},
 )
 
 

@@ -36,7 +36,7 @@ from onnxcompress_passes.dsl.groups import (
     share_filters,
     site_of_group,
 )
-from onnxcompress_passes.dsl.kernels import kernel_candidates, store, unfit
+from onnxcompress_passes.dsl.kernels import frontier, kernel_candidates, store, unfit
 from onnxcompress_passes.dsl.mixing import atom_candidates, mix_atoms
 from onnxcompress_passes.dsl.programs import (
     program_candidates,
@@ -49,7 +49,7 @@ from onnxcompress_passes.eligibility import QUANTISED, quantised_layers
 from onnxcompress_passes.low_rank_pass import DATA
 
 FILTERS, KERNELS, ATOMS, EDGES = "filters", "kernels", "atoms", "edges"
-LEARNED, PREDEFINED = "learned", "predefined"
+LEARNED, PREDEFINED, BOTH = "learned", "predefined", "both"
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ class Dsl(Pass[Sharing]):
     source: str = field(
         default=LEARNED,
         metadata={
-            "help": "of kernels: learned (a dictionary per layer), or predefined (programs of edge "
-            "filters and tetrominoes, original kernels where those do not pay)"
+            "help": "of kernels: learned (a dictionary per layer), predefined (programs of edge "
+            "filters and tetrominoes, original kernels where those do not pay), or both (layer by "
+            "layer what errs less for its bytes)"
         },
     )
     price: float = field(
@@ -119,7 +120,7 @@ class Dsl(Pass[Sharing]):
         object.__setattr__(self, "count", str(self.count))
         for option, value, known in (
             ("shared", self.shared, (FILTERS, KERNELS, ATOMS, EDGES)),
-            ("source", self.source, (LEARNED, PREDEFINED)),
+            ("source", self.source, (LEARNED, PREDEFINED, BOTH)),
             ("distance", self.distance, DISTANCES),
             ("linkage", self.linkage, LINKAGES),
             ("centre", self.centre, CENTRES),
@@ -133,8 +134,10 @@ class Dsl(Pass[Sharing]):
                 raise UsageError(f"dsl: {option}={number!r} is not a number")
             if not 0.0 <= number < float("inf"):
                 raise UsageError(f"dsl: {option}={number!r} must be a number >= 0")
-        if self.source == PREDEFINED and (self.shared != KERNELS or self.count):
-            raise UsageError("dsl: source=predefined goes with shared=kernels, and without count")
+        if self.source != LEARNED and (self.shared != KERNELS or self.count):
+            raise UsageError(
+                f"dsl: source={self.source} goes with shared=kernels, and without count"
+            )
         if self.shared == EDGES and self.count:
             raise UsageError("dsl: count goes with shared=filters, kernels or atoms")
         if self.price and self.source != PREDEFINED:
@@ -192,7 +195,10 @@ class Dsl(Pass[Sharing]):
                 return program_candidates(site, layer, self.price, facts)
             count = self._asked(names.index(site.node)) if self.count else 0
             offer = atom_candidates if self.shared == ATOMS else kernel_candidates
-            return offer(site, layer, count, facts)
+            offers = offer(site, layer, count, facts)
+            if self.source == BOTH and not unfit_for_programs(layer, facts):
+                return frontier([*offers, *program_candidates(site, layer, 0.0, facts)])
+            return offers
         names = [group.name for group in facts.coupling().groups]
         return filter_candidates(
             site,

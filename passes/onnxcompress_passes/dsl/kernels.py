@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -67,6 +68,17 @@ def kernel_candidates(
             Candidate(site, setting, (site.node,), before, after, damage, bool(asked), stored=True)
         )
     return found
+
+
+def frontier(offers: Sequence[Candidate[Sharing]]) -> list[Candidate[Sharing]]:
+    """Of candidates of one layer those that err least for their bytes, the largest first."""
+    kept: list[Candidate[Sharing]] = []
+    for one in sorted(offers, key=lambda c: (c.after.weight_bytes, c.damage)):
+        last = kept[-1] if kept else None
+        # What takes fewer bytes and more numbers has no place on a ladder.
+        if last is None or (one.damage < last.damage and one.after.params >= last.after.params):
+            kept.append(one)
+    return kept[::-1]
 
 
 def store(candidate: Candidate[Sharing], edit: Editor) -> None:

@@ -122,3 +122,26 @@ def test_smaller_dictionaries_cost_less_and_err_more(pruning: Any, seen: See) ->
     octets = [c.after.weight_bytes for c in ladder]
     assert octets == sorted(octets, reverse=True)
     assert all(c.stored for c in ladder)
+
+
+def test_both_sources_offer_what_errs_least_for_its_bytes(pruning: Any, seen: See) -> None:
+    facts = seen(pruning.graph("residual"))
+    offers = {}
+    for source in ("learned", "predefined", "both"):
+        owner = Dsl(shared="kernels", source=source)
+        (site,) = [s for s in owner.sites(facts) if not isinstance(s, Refusal)]
+        offers[source] = list(owner.candidates(site, facts))
+    both = offers["both"]
+    assert len(both) > 3
+    assert [c.damage for c in both] == sorted(c.damage for c in both)
+    assert both[0].damage == 0.0
+    for other in (*offers["learned"], *offers["predefined"]):
+        assert any(
+            c.damage <= other.damage
+            and min(
+                c.after.weight_bytes - other.after.weight_bytes,
+                c.after.params - other.after.params,
+            )
+            <= 0
+            for c in both
+        )
