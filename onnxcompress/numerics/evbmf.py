@@ -31,13 +31,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import scipy.linalg
 import scipy.optimize
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from onnxcompress.numerics.low_rank import Array, finite_array
 
@@ -45,6 +44,9 @@ Tau = Literal["exact", "approximate"]
 
 # tau_low / sqrt(alpha) for a square matrix, used for every shape by the approximate variant.
 _APPROXIMATE_TAU = 2.5129
+_NEARLY = 1e-6
+"""Slopes this far on the wrong side of zero are looked at more closely."""
+
 _GRID_POINTS = 400
 
 
@@ -106,6 +108,15 @@ class _Spectrum:
     def slope(self, log_variance: float, signals: int) -> float:
         tau, x = self.terms(log_variance, signals)
         return float(np.sum(1 - x) - self.alpha * np.sum(1 + 1 / tau) + self.zeros)
+
+    def slopes(self, log_variances: Array, signals: NDArray[np.intp]) -> Array:
+        """Slopes at many points at once, up to the order of summation."""
+        x = np.square(self.values) / (self.columns * np.exp(log_variances[:, np.newaxis]))
+        signal = np.arange(self.values.size) < signals[:, np.newaxis]
+        excess = np.where(signal, x - (1 + self.alpha), 2.0 * math.sqrt(self.alpha))
+        tau = (excess + np.sqrt(np.maximum(np.square(excess) - 4 * self.alpha, 0.0))) / 2
+        terms = np.where(signal, -self.alpha * (1 + 1 / tau), 1 - x)
+        return np.asarray(terms.sum(axis=1) + self.zeros)
 
 
 def evbmf(y: ArrayLike, *, noise_variance: float | None = None, tau: Tau = "exact") -> EvbmfResult:
@@ -220,8 +231,13 @@ def _log_noise_variance(spectrum: _Spectrum) -> float | None:
 
 def _stationary(spectrum: _Spectrum, nodes: Array, kinks: Array) -> Iterator[float]:
     """Find the minimum in each segment between two nodes, where Omega is smooth."""
-    for start, end in pairwise(nodes.tolist()):
-        signals = int(np.count_nonzero(kinks >= end))
+    starts, ends = nodes[:-1], nodes[1:]
+    counts = np.count_nonzero(kinks >= ends[:, np.newaxis], axis=1)
+    near = (spectrum.slopes(starts, counts) <= _NEARLY) & (
+        spectrum.slopes(ends, counts) >= -_NEARLY
+    )
+    for at in np.flatnonzero(near):
+        start, end, signals = float(starts[at]), float(ends[at]), int(counts[at])
         if spectrum.slope(start, signals) <= 0 <= spectrum.slope(end, signals):
             yield float(
                 scipy.optimize.brentq(spectrum.slope, start, end, args=(signals,), xtol=1e-14)
