@@ -1,6 +1,6 @@
 """vgg_tiny with filters and kernels that share, against the poster's table, on Fashion-MNIST.
 
-    python tests/benchmarks/dsl_tables.py [--samples 4000] [--figure docs/figures/dsl_vgg_tiny.png]
+    python tests/benchmarks/dsl_tables.py [--samples 1024] [--figure docs/figures/dsl_vgg_tiny.png]
 
 Needs Fashion-MNIST in the shared folder (ONNXCOMPRESS_DATA, default ../shared); matplotlib for the
 figure. Calibrated on unlabelled training images, judged on the 10,000 test images. Conv parameters
@@ -50,18 +50,16 @@ ALL = ("conv1", *INNER)
 
 FAMILIES: dict[str, Sequence[tuple[str, tuple[str, ...]]]] = {
     "kernels, dictionary": [
-        (f"dsl:shared=kernels,count={count}", INNER) for count in (96, 32, 16, 8, 4, 2, 1)
+        (f"dsl:shared=kernels,count={count}", INNER) for count in (96, 32, 16, 8, 4, 2)
     ],
     "kernels, predefined": [
-        (f"dsl:shared=kernels,source=predefined,price={price}", ALL)
-        for price in (0.01, 0.03, 0.1, 0.3, 1.0)
+        (f"dsl:shared=kernels,source=predefined,price={price}", ALL) for price in (0.03, 0.1, 0.3)
     ],
     "filters, by answers": [
-        (f"dsl:count={counts}", ALL)
-        for counts in ("24+24+24", "16+16+16", "12+12+12", "8+8+8", "5+6+8")
+        (f"dsl:count={counts}", ALL) for counts in ("24+24+24", "16+16+16", "8+8+8", "5+6+8")
     ],
     "filters, by SSIM": [
-        (f"dsl:distance=ssim,count={counts}", ALL) for counts in ("16+16+16", "8+8+8", "5+6+8")
+        (f"dsl:distance=ssim,count={counts}", ALL) for counts in ("16+16+16", "5+6+8")
     ],
     "filters, as the poster clusters": [("dsl:distance=ssim,linkage=poster,count=5+6+8", ALL)],
 }
@@ -78,7 +76,7 @@ class Point:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=4000)
+    parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
     train, test = (np.load(FASHION / f"fashion_{part}.npz") for part in ("train", "test"))
