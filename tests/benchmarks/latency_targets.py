@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -142,24 +143,28 @@ def run_case(name: str, target: float, seed: int, threads: int, out: Path) -> di
     return row
 
 
-def fresh_ratio(name: str, model: Path, threads: int) -> tuple[float, list[float]]:
+def fresh_ratio(
+    name: str, model: Path, threads: int, shapes: Sequence[str] = ()
+) -> tuple[float, list[float]]:
     """p50 of the result over p50 of the original, as `onnxcompress bench` measures it.
 
     Of three processes the one counts in which the original ran fastest: other work on the machine
     slows both models down, and not alike.
     """
-    found = [bench(SHARED / "models" / f"{name}.onnx", model, threads) for _ in range(BENCHES)]
+    original = SHARED / "models" / f"{name}.onnx"
+    found = [bench(original, model, threads, shapes) for _ in range(BENCHES)]
     _, entry = min(found, key=lambda pair: pair[0]["p50"])
     return entry["ratio"], entry["ratio_ci95"]
 
 
-def bench(original: Path, model: Path, threads: int) -> list[dict[str, Any]]:
+def bench(original: Path, model: Path, threads: int, shapes: Sequence[str]) -> list[dict[str, Any]]:
     """What a fresh process says about both."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "onnxcompress", "bench"),
             *(original, model),
             *("--threads", str(threads), "--json", "--quiet"),
+            *(option for shape in shapes for option in ("--shape", shape)),
         ],
         stdout=subprocess.PIPE,
         text=True,

@@ -75,7 +75,12 @@ def one_case(
     written = out / f"{subject.model}-{recipe}.onnx"
     written.write_bytes(result.model.SerializeToString())
     row["verdict"] = result.report["latency_ratio"]["value"]
-    row["fresh"], row["ci95"] = fresh_ratio(subject.model, written, threads)
+    shapes = []
+    if calibration is not None:
+        # Networks of any size are timed at that of their inputs.
+        (feeds, _), *_ = calibration.take([0]).batches(1)
+        shapes = [f"{name}={','.join(map(str, v.shape))}" for name, v in feeds.items()]
+    row["fresh"], row["ci95"] = fresh_ratio(subject.model, written, threads, shapes)
     return row
 
 

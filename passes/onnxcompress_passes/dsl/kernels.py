@@ -7,21 +7,24 @@ from functools import partial
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.analyse.linear import linear_layer
 from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.spec import ConvSpec
-from onnxcompress.kernels.dictionary import Array, LayerDictionary, learn, whole
+from onnxcompress.kernels.dictionary import learn, whole
 from onnxcompress.kernels.emission import DOMAIN, SHARED_KERNELS, operands, shared_kernels
 from onnxcompress.kernels.induction import relative_error
 from onnxcompress.plan.contract import Candidate, Site
-from onnxcompress.plan.known_moments import MOST_FEATURES, layer_moments
+from onnxcompress.plan.known_moments import MOST_FEATURES, facts_of, layer_moments
 from onnxcompress_passes.dsl.setting import Sharing
 from onnxcompress_passes.eligibility import reason_to_leave
 from onnxcompress_passes.low_rank_pass import DATA, WEIGHTS
 from onnxcompress_passes.recentred import metric_in, metric_of, recentred_bias
+
+Array = NDArray[np.float64]
 
 LADDER = (256, 128, 64, 32, 16, 8, 4)
 """Entries on offer, up to one for two kernels: with more a scale for each saves nothing."""
@@ -92,11 +95,9 @@ def store(candidate: Candidate[Sharing], edit: Editor) -> None:
         found = whole(rows)
     elif setting.metric == DATA:
         (metric,) = metric_in(edit, node.name)
-        found = edit.memo.recall(
-            ("dictionary", node.name, setting.entries),
-            lambda: learn(rows, setting.entries, metric),
-            _octets,
-        )
+        key = ("dictionary", node.name, setting.entries, DATA)
+        known = facts_of(edit, node.name)
+        found = known.recall(key, partial(learn, rows, setting.entries, metric))
         recentred = recentred_bias(edit, node, found.weights.reshape(1, len(rows), -1))
         bias = [] if recentred is None else [recentred]
     else:
@@ -115,10 +116,6 @@ def store(candidate: Candidate[Sharing], edit: Editor) -> None:
         "Conv", f"{node.name}_stored", dict(node.attrs), inputs=[node.inputs[0], made, *bias]
     )
     edit.replace(node, [call, layer])
-
-
-def _octets(found: LayerDictionary) -> int:
-    return found.entries.nbytes + found.choice.nbytes + found.scales.nbytes
 
 
 def metric_for(node: str, facts: Facts) -> Array | None:

@@ -12,8 +12,9 @@ from onnxcompress.analyse.facts import Facts
 from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.spec import ConvSpec
-from onnxcompress.kernels.atoms import LayerAtoms, learn_atoms
+from onnxcompress.kernels.atoms import learn_atoms
 from onnxcompress.plan.contract import Candidate, Site
+from onnxcompress.plan.known_moments import facts_of
 from onnxcompress_passes.dsl.kernels import damage_of, metric_for
 from onnxcompress_passes.dsl.setting import Sharing
 from onnxcompress_passes.low_rank_pass import DATA, WEIGHTS
@@ -61,11 +62,9 @@ def mix_atoms(candidate: Candidate[Sharing], edit: Editor) -> None:
     bias = [*node.inputs[2:]]
     if setting.metric == DATA:
         (metric,) = metric_in(edit, name)
-        found = edit.memo.recall(
-            ("atoms", name, setting.atoms),
-            lambda: learn_atoms(rows, setting.atoms, metric),
-            _octets,
-        )
+        key = ("atoms", name, setting.atoms, DATA)
+        known = facts_of(edit, name)
+        found = known.recall(key, partial(learn_atoms, rows, setting.atoms, metric))
         recentred = recentred_bias(edit, node, found.weights.reshape(1, len(rows), -1))
         bias = [] if recentred is None else [recentred]
     else:
@@ -92,10 +91,6 @@ def mix_atoms(candidate: Candidate[Sharing], edit: Editor) -> None:
         inputs=[middle, edit.constant(f"{name}_mixture", mixture), *bias],
     )
     edit.replace(node, [first, second])
-
-
-def _octets(found: LayerAtoms) -> int:
-    return found.atoms.nbytes + found.numbers.nbytes
 
 
 def _cost(layer: ConvSpec, setting: Sharing, before: Cost, facts: Facts) -> Cost:

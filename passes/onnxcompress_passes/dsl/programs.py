@@ -15,6 +15,7 @@ from onnxcompress.kernels.emission import DOMAIN, FIRST_OPSET, program_calls
 from onnxcompress.kernels.induction import Induction, LayerPrograms, induce
 from onnxcompress.kernels.search import vocabulary
 from onnxcompress.plan.contract import Candidate, Site
+from onnxcompress.plan.known_moments import facts_of
 from onnxcompress_passes.dsl.kernels import damage_of, metric_for, unfit
 from onnxcompress_passes.dsl.setting import Sharing
 from onnxcompress_passes.low_rank_pass import DATA, WEIGHTS
@@ -58,7 +59,7 @@ def program_candidates(
     found: list[Candidate[Sharing]] = []
     for level in (asked,) if asked else (0.0, *LADDER):
         price = level / float(words.bits[-1] * weight.shape[0] * weight.shape[1])
-        programs = facts.recall(("programs", site.node, level), partial(find, price))
+        programs = facts.recall(("programs", site.node, price), partial(find, price))
         lossless = level == 0.0
         setting = Sharing(price=price, metric=WEIGHTS if lossless or metric is None else DATA)
         damage = 0.0 if lossless else damage_of(layer, weight, programs.weights, metric, facts)
@@ -81,9 +82,9 @@ def write_programs(candidate: Candidate[Sharing], edit: Editor) -> None:
     price, bias = candidate.setting.price, [*node.inputs[2:]]
     if candidate.setting.metric == DATA:
         (metric,) = metric_in(edit, node.name)
-        found = edit.memo.recall(
-            ("programs", node.name, price), lambda: induce(rows, words, price, metric), _octets
-        )
+        known = facts_of(edit, node.name)
+        find = known.recall(("programs", node.name), lambda: Induction(rows, words, metric))
+        found = known.recall(("programs", node.name, price), partial(find, price))
         recentred = recentred_bias(edit, node, found.weights.reshape(1, len(rows), -1))
         bias = [] if recentred is None else [recentred]
     else:
@@ -120,10 +121,6 @@ def write_programs(candidate: Candidate[Sharing], edit: Editor) -> None:
         gs.Node("Conv", f"{name}_stored", dict(node.attrs), inputs=[node.inputs[0], made, *bias]),
     ]
     edit.replace(node, nodes)
-
-
-def _octets(found: LayerPrograms) -> int:
-    return found.choice.nbytes + found.values.nbytes
 
 
 def _cost(
