@@ -77,7 +77,7 @@ def network(subject: Subject) -> None:
         started = time.perf_counter()
         result, layers = carried_out(job, spec, calibration)
         seconds = time.perf_counter() - started
-        labelled = judged.labels is not None
+        labelled = judged.labels is not None and len(given.graph.output) == 1
         metric = parse_metric("top1" if labelled else "agreement")
         found = compare(given, result, judged, metric, TWO, seed=0)
         answers = f"{-10 * np.log10(max(found.error, 1e-30)):.1f} dB"

@@ -181,7 +181,8 @@ def draw(points: dict[str, list[Point]], base: Point, path: Path) -> None:
         if numbers:
             poster = ((18660, 91.67), (18660, 72.19), (4077, 90.31))
             axis.plot(*zip(*poster, strict=True), "k*", ms=8, label="poster (trained)")
-        axis.set(xlabel=words, xscale="log", ylim=(60, 94))
+        axis.set(xlabel=words, xscale="log", ylim=(70, 94))
+        axis.tick_params(which="minor", labelbottom=False)
         axis.grid(visible=True, lw=0.3)
     axes[0].set_ylabel("accuracy on Fashion-MNIST, %")
     axes[0].legend(fontsize=7, loc="lower right")

@@ -79,7 +79,7 @@ def one_case(
     if calibration is not None:
         # Networks of any size are timed at that of their inputs.
         (feeds, _), *_ = calibration.take([0]).batches(1)
-        shapes = [f"{name}={','.join(map(str, v.shape))}" for name, v in feeds.items()]
+        shapes = [f"{name}:{','.join(map(str, v.shape))}" for name, v in feeds.items()]
     row["fresh"], row["ci95"] = fresh_ratio(subject.model, written, threads, shapes)
     return row
 
