@@ -16,7 +16,8 @@ PASSES = ROOT / "passes" / "onnxcompress_passes"
 
 LAYERS = [
     {"errors"},
-    {"numerics", "kernels", "graph", "progress", "embedded"},
+    {"numerics", "graph", "progress", "embedded"},
+    {"kernels"},
     {"placement"},
     {"runtime"},
     {"latency"},
