@@ -110,8 +110,12 @@ class Case:
         # Weights do not change the latency: the width is found first, and repaired then.
         share, _ = self.bisected(lambda share: self.uniform(share, repair="off"))
         yield "uniform, multiples of 8", self.uniform(share, repair="refit")
-        yield "onnxsim L2", self.bisected(self.onnxsim_l2)[1]
-        yield "onnxsim Wanda", self.bisected(self.onnxsim_wanda)[1]
+        for name, made in (("L2", self.onnxsim_l2), ("Wanda", self.onnxsim_wanda)):
+            try:
+                yield f"onnxsim {name}", self.bisected(made)[1]
+            except oc.ModelError as error:
+                # Depthwise layers come out with widths that do not fit.
+                print(f"onnxsim {name}: {error}"[:200], flush=True)
 
     def asked(self, passes: list[str]) -> onnx.ModelProto | None:
         """What one pass makes of the target; None where it cannot reach it."""
