@@ -163,6 +163,10 @@ def _attempt(
     )
     plan = with_rolled_back(plan, rewritten)
     demand_gain(plan)
+    only_stored = bool(plan.chosen) and all(candidate.stored for candidate in plan.chosen)
+    if only_stored and not plan.first and not bounds.targets:
+        # A file that holds programs already may grow when all of them are found anew.
+        bounds = replace(bounds, targets={"size": 1.0})
     for refusal in rewritten.rolled_back:
         progress.note(f"node '{refusal.node}': {refusal.reason}")
     progress.stage("repair")

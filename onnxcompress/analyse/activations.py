@@ -52,5 +52,5 @@ class Activations(Protocol):
 
         Args:
             tensors: names of tensors whose first axis is the batch.
-            samples: of how many inputs, at most.
+            samples: of how many inputs, at most; fewer where that would take gigabytes.
         """

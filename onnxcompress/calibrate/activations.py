@@ -17,6 +17,9 @@ from onnxcompress.runtime import Array, Execution, open_session
 _WAVE_BYTES = 2**28
 """Taps of one wave, for one batch: more are collected in smaller batches, then in further runs."""
 
+_VALUES_BYTES = 2**31
+"""Of tensors that are handed out as they are: of fewer samples, where they are large."""
+
 _BATCH = 16
 _SMALL_BATCH = 2
 """Batches are made this small before the network is run once more: that takes as long again."""
@@ -66,6 +69,8 @@ class CollectedActivations:
         Raises:
             ModelError: the model fails on the data.
         """
+        fitting = _VALUES_BYTES // max(1, sum(map(self._octets, tensors)))
+        samples = max(1, min(samples, fitting))
         tapped = _tapped(self.model, tensors)
         found: dict[str, list[Array]] = {name: [] for name in tensors}
         with open_session(tapped, self.execution) as session:

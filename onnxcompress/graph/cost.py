@@ -2,7 +2,7 @@
 
 MACs are counted for Conv, ConvTranspose, Gemm, MatMul and their quantised forms; everything else
 counts as free, as in the literature. Parameters are the elements of every initializer that holds
-weights (floating point, or 4/8-bit integers), each counted once even if several nodes read it;
+weights (floating point, or 4/8/16-bit integers), each counted once even if several nodes read it;
 index and shape constants are not parameters.
 """
 
@@ -20,6 +20,8 @@ from onnxcompress.graph.view import FLOATING_TYPES, GraphView, attributes
 Shapes = dict[str, tuple[int, ...]]
 
 _WEIGHT_TYPES = FLOATING_TYPES | {
+    onnx.TensorProto.INT16,
+    onnx.TensorProto.UINT16,
     onnx.TensorProto.INT8,
     onnx.TensorProto.UINT8,
     onnx.TensorProto.INT4,
@@ -44,6 +46,8 @@ _BITS: dict[int, int] = {
     onnx.TensorProto.FLOAT16: 16,
     onnx.TensorProto.BFLOAT16: 16,
     onnx.TensorProto.DOUBLE: 64,
+    onnx.TensorProto.INT16: 16,
+    onnx.TensorProto.UINT16: 16,
     onnx.TensorProto.INT8: 8,
     onnx.TensorProto.UINT8: 8,
     onnx.TensorProto.INT4: 4,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcompress.kernels.descent import descended
+from onnxcompress.kernels.feedback import damped, mean_metric
 
 Array = NDArray[np.float64]
 
@@ -46,15 +47,12 @@ def learn_atoms(weight: Array, count: int, metric: Array | None = None) -> Layer
         metric: covariance of what the layer reads, [channels * cells] squared; None weighs weights,
             for which the SVD of the kernels is the best there is.
     """
-    channels, cells = weight.shape[1:]
+    cells = weight.shape[2]
     if count >= cells:
         return LayerAtoms(np.eye(cells), weight.copy())
-    root = np.eye(cells)
-    if metric is not None:
-        blocks = metric.reshape(channels, cells, channels, cells)
-        mean = np.mean([blocks[c, :, c] for c in range(channels)], axis=0)
-        root = np.linalg.cholesky(mean + 1e-9 * np.trace(mean) / cells * np.eye(cells))
-    _, _, right = np.linalg.svd((weight.reshape(-1, cells) @ root), full_matrices=False)
+    own = np.eye(cells) if metric is None else mean_metric(damped(metric), cells)
+    root = np.linalg.cholesky(own)
+    _, _, right = np.linalg.svd(weight.reshape(-1, cells) @ root, full_matrices=False)
     atoms = right[:count] @ np.linalg.inv(root)
     found = LayerAtoms(atoms, (weight @ root) @ right[:count].T)
     if metric is None:
@@ -66,30 +64,27 @@ def learn_atoms(weight: Array, count: int, metric: Array | None = None) -> Layer
 
 def _with_numbers(weight: Array, found: LayerAtoms, metric: Array) -> LayerAtoms:
     """The same atoms with numbers that come closer, output by output."""
-    outputs = len(weight)
 
     def normal(numbers: Array) -> Array:
-        kernels = numbers.reshape(found.numbers.shape) @ found.atoms
-        answers = (kernels.reshape(outputs, -1) @ metric).reshape(kernels.shape)
-        return np.asarray((answers @ found.atoms.T).reshape(outputs, -1))
+        return np.asarray(_answers(numbers @ found.atoms, metric) @ found.atoms.T)
 
-    aim = (weight.reshape(outputs, -1) @ metric).reshape(weight.shape)
-    right = (aim @ found.atoms.T).reshape(outputs, -1)
-    solved = descended(normal, right, found.numbers.reshape(outputs, -1), axis=1)
-    return replace(found, numbers=solved.reshape(found.numbers.shape))
+    right = _answers(weight, metric) @ found.atoms.T
+    return replace(found, numbers=descended(normal, right, found.numbers))
 
 
 def _with_atoms(weight: Array, found: LayerAtoms, metric: Array) -> LayerAtoms:
     """The same numbers with atoms that come closer."""
-    outputs = len(weight)
 
     def gathered(answers: Array) -> Array:
         return np.asarray(np.einsum("ock,oci->ki", found.numbers, answers, optimize=True))
 
     def normal(atoms: Array) -> Array:
-        kernels = found.numbers @ atoms
-        answers = (kernels.reshape(outputs, -1) @ metric).reshape(kernels.shape)
-        return gathered(answers)
+        return gathered(_answers(found.numbers @ atoms, metric))
 
-    aim = (weight.reshape(outputs, -1) @ metric).reshape(weight.shape)
-    return replace(found, atoms=descended(normal, gathered(aim), found.atoms, axis=None))
+    aim = gathered(_answers(weight, metric))
+    return replace(found, atoms=descended(normal, aim, found.atoms))
+
+
+def _answers(kernels: Array, metric: Array) -> Array:
+    """Kernels [outputs, channels, cells] times the metric."""
+    return np.asarray((kernels.reshape(len(kernels), -1) @ metric).reshape(kernels.shape))

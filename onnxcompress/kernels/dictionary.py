@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from onnxcompress.kernels.descent import descended
-from onnxcompress.kernels.feedback import Handing, damped
+from onnxcompress.kernels.feedback import Handing, damped, mean_metric
 from onnxcompress.kernels.induction import relative_error
 from onnxcompress.kernels.language import Entry, Program, Scale
 
@@ -81,7 +81,7 @@ def learn(
         weight: [outputs, channels, cells].
         count: entries; at most one per kernel.
         metric: covariance of what the layer reads, [channels * cells] squared; None weighs weights.
-        rounds: of assignment and fit; the best of them is taken.
+        rounds: of assignment and fit, at least one; the best of them is taken.
         seed: of the first entries.
     """
     if count >= weight.shape[0] * weight.shape[1]:
@@ -92,25 +92,16 @@ def learn(
         return _projected(weight, _lines(weight, count, np.eye(cells), chance))
     firm = damped(metric)
     handing = Handing(firm, cells)
-    entries = _lines(weight, count, _mean_metric(firm, cells), chance)
-    best, least = None, np.inf
+    entries = _lines(weight, count, mean_metric(firm, cells), chance)
+    tried = []
     for _ in range(rounds):
         found = _assigned(weight, entries, handing)
         for _ in range(_TURNS):
             found = _with_scales(weight, found, firm)
             found = _with_entries(weight, found, firm)
-        error = relative_error(weight, found.weights, firm)
-        if best is None or error < least:
-            best, least = found, error
+        tried.append(_with_scales(weight, found, firm))
         entries = found.entries
-    return best if best is not None else _assigned(weight, entries, handing)
-
-
-def _mean_metric(metric: Array, cells: int) -> Array:
-    """What an error of a kernel costs in the mean over input channels, [cells, cells]."""
-    channels = len(metric) // cells
-    own = metric.reshape(channels, cells, channels, cells)[range(channels), :, range(channels)]
-    return np.asarray(own.mean(axis=0))
+    return min(tried, key=lambda one: relative_error(weight, one.weights, firm))
 
 
 def _projected(weight: Array, entries: Array) -> LayerDictionary:
@@ -186,7 +177,7 @@ def _with_scales(weight: Array, found: LayerDictionary, metric: Array) -> LayerD
 
     aim = (weight.reshape(len(weight), -1) @ metric).reshape(kernels.shape)
     right = (aim * kernels).sum(axis=2)
-    return replace(found, scales=descended(normal, right, found.scales, axis=1))
+    return replace(found, scales=descended(normal, right, found.scales))
 
 
 def _with_entries(weight: Array, found: LayerDictionary, metric: Array) -> LayerDictionary:
@@ -201,4 +192,4 @@ def _with_entries(weight: Array, found: LayerDictionary, metric: Array) -> Layer
         return np.asarray(member @ answers.reshape(-1, cells))
 
     right = member @ (weight.reshape(len(weight), -1) @ metric).reshape(-1, cells)
-    return replace(found, entries=descended(normal, right, found.entries, axis=None))
+    return replace(found, entries=descended(normal, right, found.entries))

@@ -23,13 +23,14 @@ FIRST_OPSET = 16
 """Programs are added up by ScatterND, which can add since this version."""
 
 
-def shared_kernels(opset: int) -> onnx.FunctionProto:
+def shared_kernels(opset: int, dtype: np.dtype[np.generic]) -> onnx.FunctionProto:
     """`SharedKernels(entries, index, scale, shape)`: kernel i is entry index[i] times scale[i].
 
     entries [K, cells], index [n] (whole numbers of any type), scale [n, 1], shape of the weight.
 
     Args:
         opset: version of ONNX's own operators that the model uses.
+        dtype: of the weight.
     """
     nodes = [
         onnx.helper.make_node("Cast", ["index"], ["place"], to=onnx.TensorProto.INT64),
@@ -37,7 +38,7 @@ def shared_kernels(opset: int) -> onnx.FunctionProto:
         onnx.helper.make_node("Mul", ["kernels", "scale"], ["scaled"]),
         onnx.helper.make_node("Reshape", ["scaled", "shape"], ["weight"]),
     ]
-    return onnx.helper.make_function(
+    function = onnx.helper.make_function(
         DOMAIN,
         SHARED_KERNELS,
         ["entries", "index", "scale", "shape"],
@@ -46,6 +47,36 @@ def shared_kernels(opset: int) -> onnx.FunctionProto:
         [onnx.helper.make_opsetid("", opset)],
         doc_string="Every kernel of a layer is an entry of a learned dictionary times a number.",
     )
+    return for_halves(function) if dtype == np.float16 else function
+
+
+_IN_FLOAT = frozenset({"entries", "scale", "bank", "values"})
+"""Inputs of our functions that are of the weight's type."""
+
+
+def for_halves(function: onnx.FunctionProto) -> onnx.FunctionProto:
+    """The same function for weights in half precision, worked out in single precision.
+
+    ONNX Runtime has no arithmetic in half precision on the CPU, where it folds constants: what it
+    cannot fold it would compute anew for every input.
+    """
+    wide, half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+    floats = [name for name in function.input if name in _IN_FLOAT]
+    before = [onnx.helper.make_node("Cast", [n], [f"{n}_wide"], to=wide) for n in floats]
+    (output,) = function.output
+    renamed = {name: f"{name}_wide" for name in (*floats, output)}
+    nodes = []
+    for node in function.node:
+        copy = onnx.NodeProto.FromString(node.SerializeToString())
+        copy.input[:] = [renamed.get(name, name) for name in node.input]
+        copy.output[:] = [renamed.get(name, name) for name in node.output]
+        nodes.append(copy)
+    after = onnx.helper.make_node("Cast", [renamed[output]], [output], to=half)
+    found = onnx.FunctionProto()
+    found.CopyFrom(function)
+    del found.node[:]
+    found.node.extend([*before, *nodes, after])
+    return found
 
 
 def operands(
@@ -71,8 +102,8 @@ class Call:
     """Some programs of a layer that are alike, as one call of a local function.
 
     Attributes:
-        function: the function, `(bank [n, cells], place [m, 1], which [m] or values [m, d], ...)`;
-            it answers with the bank to which the kernels were added.
+        function: the function, `(bank [outputs, channels, cells], place [m, 2], values [m, d])`
+            and, for tetrominoes, `which` [m]; it answers with the bank and the kernels in it.
         operands: what it reads besides the bank, by name.
     """
 
@@ -87,23 +118,22 @@ def program_calls(programs: LayerPrograms, dtype: np.dtype[np.generic], opset: i
     twice in one.
 
     Args:
-        programs: the programs; kernels count row by row.
+        programs: the programs.
         dtype: of the weight.
         opset: version of ONNX's own operators that the model uses, at least `FIRST_OPSET`.
     """
     size = programs.words.size
-    found: dict[tuple[str, int], list[tuple[int, int, NDArray[np.float64]]]] = {}
+    found: dict[tuple[str, int], list[tuple[tuple[int, ...], int, NDArray[np.float64]]]] = {}
     numbers = {
         (family.kind, family.placement): sum(f.kind == family.kind for f in library(size)[:at])
         for at, family in enumerate(library(size))
     }
-    flat = programs.values.reshape(programs.choice.size, -1)
-    for place, index in enumerate(programs.choice.ravel().tolist()):
+    for place, index in np.ndenumerate(programs.choice):
         seen: dict[str, int] = {}
         at = 0
         for term in programs.words.forms[index].terms:
             turn = seen[term.kind] = seen.get(term.kind, -1) + 1
-            values = flat[place, at : at + term.dimensions]
+            values = programs.values[place][at : at + term.dimensions]
             at += term.dimensions
             which = numbers.get((term.kind, term.placement), 0)
             found.setdefault((term.kind, turn), []).append((place, which, values))
@@ -112,12 +142,13 @@ def program_calls(programs: LayerPrograms, dtype: np.dtype[np.generic], opset: i
     calls = []
     for kind, turn in sorted(found, key=lambda key: (order[key[0]], key[1])):
         mine = found[kind, turn]
-        places = np.array([[place] for place, _, _ in mine], dtype=_smallest(len(flat)))
+        extent = max(programs.choice.shape)
+        places = np.array([place for place, _, _ in mine], dtype=_smallest(extent))
         given = np.stack([values for _, _, values in mine]).astype(dtype)
-        operands: dict[str, NDArray[np.generic]] = {"place": places, "values": given}
+        read: dict[str, NDArray[np.generic]] = {"place": places, "values": given}
         if len(_bases(kind, size)) > 1:
-            operands["which"] = np.array([which for _, which, _ in mine], dtype=np.uint8)
-        calls.append(Call(_function(kind, size, dtype, opset), operands))
+            read["which"] = np.array([which for _, which, _ in mine], dtype=np.uint8)
+        calls.append(Call(_function(kind, size, dtype, opset), read))
     return calls
 
 
@@ -135,7 +166,8 @@ def _function(kind: str, size: int, dtype: np.dtype[np.generic], opset: int) -> 
     """
     bases = _bases(kind, size)
     table = np.stack([basis[0] for basis in bases]) if len(bases) > 1 else bases[0]
-    tensor = onnx.numpy_helper.from_array(table.astype(dtype), "table")
+    narrow = dtype == np.float16
+    tensor = onnx.numpy_helper.from_array(table.astype(np.float32 if narrow else dtype), "table")
     nodes = [onnx.helper.make_node("Constant", [], ["table"], value=tensor)]
     inputs = ["bank", "place", "values"]
     if len(bases) > 1:
@@ -151,7 +183,7 @@ def _function(kind: str, size: int, dtype: np.dtype[np.generic], opset: int) -> 
         onnx.helper.make_node("Cast", ["place"], ["at"], to=onnx.TensorProto.INT64),
         onnx.helper.make_node("ScatterND", ["bank", "at", "kernels"], ["added"], reduction="add"),
     ]
-    return onnx.helper.make_function(
+    function = onnx.helper.make_function(
         DOMAIN,
         _name(kind, size, dtype),
         inputs,
@@ -160,6 +192,7 @@ def _function(kind: str, size: int, dtype: np.dtype[np.generic], opset: int) -> 
         [onnx.helper.make_opsetid("", opset)],
         doc_string=f"Kernels of kind '{kind}', added to those that are there.",
     )
+    return for_halves(function) if narrow else function
 
 
 def _name(kind: str, size: int, dtype: np.dtype[np.generic]) -> str:
@@ -184,5 +217,5 @@ def kind_of(function: str) -> str:
 
 
 def _smallest(count: int) -> type[np.integer]:
-    """The smallest type of whole numbers that counts up to so many."""
+    """The smallest type that counts up to so many; of up to 65,536 one that counts as a weight."""
     return np.uint8 if count <= 256 else np.uint16 if count <= 65536 else np.int32

@@ -26,6 +26,13 @@ def damped(metric: Array) -> Array:
     return np.asarray(metric + DAMPING * np.trace(metric) / len(metric) * np.eye(len(metric)))
 
 
+def mean_metric(metric: Array, cells: int) -> Array:
+    """What an error of a kernel costs in the mean over input channels, [cells, cells]."""
+    channels = len(metric) // cells
+    own = metric.reshape(channels, cells, channels, cells)[range(channels), :, range(channels)]
+    return np.asarray(own.mean(axis=0))
+
+
 class Handing:
     """The order of approximation for layers that read the same inputs.
 

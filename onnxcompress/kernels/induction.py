@@ -106,7 +106,7 @@ class Induction:
     def __call__(self, price: float) -> LayerPrograms:
         """The programs at a price: the part of the layer's squared answer that a bit is worth.
 
-        With price 0 they are those of no error and least bits.
+        With price 0 every kernel stays what it is, as the original kernel.
         """
         outputs, channels, cells = self._weight.shape
         cost = price * self._energy

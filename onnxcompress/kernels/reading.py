@@ -85,18 +85,23 @@ def _read(name: str, calls: list[onnx.NodeProto], view: GraphView) -> WrittenLay
     terms: list[list[Program]] = [[] for _ in range(extents[0] * extents[1])]
     for call in reversed(calls):
         if call.domain == DOMAIN:
-            _add(call, extents[-1], terms, view)
+            _add(call, extents, terms, view)
     programs = tuple(one[0] if len(one) == 1 else Sum(tuple(one)) for one in terms)
     return WrittenLayer(name, extents, programs, {})
 
 
-def _add(call: onnx.NodeProto, size: int, terms: list[list[Program]], view: GraphView) -> None:
+def _add(
+    call: onnx.NodeProto, shape: tuple[int, ...], terms: list[list[Program]], view: GraphView
+) -> None:
     """The atoms of one call, to the programs that they belong to."""
+    size, channels = shape[-1], shape[1]
     kind = kind_of(call.op_type)
     families = [f for f in (*library(size), original(size)) if f.kind == kind]
     if not families:
         raise ModelError(f"'{call.name}' calls '{call.op_type}', which is no function of ours")
     place, values, *which = (view.array(operand) for operand in call.input[1:])
     numbers = which[0].tolist() if which else [0] * len(values)
-    for at, row, number in zip(place.ravel().tolist(), values, numbers, strict=True):
-        terms[at].append(families[number].program(row.astype(np.float64).tolist(), size))
+    for (output, channel), row, number in zip(place.tolist(), values, numbers, strict=True):
+        terms[output * channels + channel].append(
+            families[number].program(row.astype(np.float64).tolist(), size)
+        )

@@ -28,7 +28,7 @@ def merges(distances: Array, method: str = "average") -> Array:
 
 def cut_at(tree: Array, threshold: float) -> NDArray[np.intp]:
     """The cluster of everything when nothing joins that is farther apart than `threshold`."""
-    return _numbered(fcluster(tree, threshold, "distance"))
+    return numbered(fcluster(tree, threshold, "distance"))
 
 
 def cut_into(tree: Array, count: int) -> NDArray[np.intp]:
@@ -43,10 +43,10 @@ def cut_into(tree: Array, count: int) -> NDArray[np.intp]:
     found = np.zeros(things, dtype=np.intp)
     for number, mine in enumerate(members.values()):
         found[mine] = number
-    return _numbered(found)
+    return numbered(found)
 
 
-def _numbered(labels: NDArray[np.integer]) -> NDArray[np.intp]:
+def numbered(labels: NDArray[np.integer]) -> NDArray[np.intp]:
     """Labels counted from 0 in the order in which they first appear."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     order = np.argsort(np.argsort(first))

@@ -60,8 +60,12 @@ def gate(
     sites: list[tuple[Candidate[Any], ...]] = []
     refusals = list(options.refusals)
     for number, offers in enumerate(options.sites):
+        if progress is not None:
+            progress(number, len(options.sites))
         if offers[0].stored:
-            sites += with_savings(Options((offers,), ())).sites
+            kept = with_savings(Options((offers,), ()))
+            sites += kept.sites
+            refusals += kept.refusals
             continue
         worth = [c for c in offers if c.saving.macs > 0 or c.recommended]
         if worth:
@@ -94,8 +98,8 @@ def gate(
             )
         else:
             refusals.append(nothing_to_save(offers))
-        if progress is not None:
-            progress(number + 1, len(options.sites))
+    if progress is not None:
+        progress(len(options.sites), len(options.sites))
     return Gated(Options(tuple(sites), tuple(refusals)), timings)
 
 

@@ -23,6 +23,7 @@ from onnxcompress.calibrate.moments import drawn_feeds
 from onnxcompress.errors import GradientError, ModelError, UsageError
 from onnxcompress.gradients.opset import raised
 from onnxcompress.graph.view import subgraphs
+from onnxcompress.kernels.emission import DOMAIN, for_halves
 from onnxcompress.plan.targets import NEEDS_INPUTS
 from onnxcompress.runtime import Array
 
@@ -92,6 +93,10 @@ def _half(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     converted: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
+    # What calls of functions read is converted, what stands in them is not.
+    functions = [for_halves(f) if f.domain == DOMAIN else f for f in converted.functions]
+    del converted.functions[:]
+    converted.functions.extend(functions)
     return converted
 
 

@@ -16,10 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 
-from onnxcompress.analyse.coupling.grouping import LAYERS
 from onnxcompress.analyse.coupling.result import Coupling, Group
 from onnxcompress.analyse.facts import Facts
-from onnxcompress.errors import ModelError, UsageError
+from onnxcompress.errors import UsageError
 from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editing import apply_edits
 from onnxcompress.graph.editor import Editor
@@ -31,7 +30,6 @@ from onnxcompress.plan.channels.plan_cuts import plan_cuts
 from onnxcompress.plan.channels.remove import left_of_lanes, zero_in
 from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Refusal, Site
 from onnxcompress.plan.correspondence import Kept
-from onnxcompress_passes.eligibility import QUANTISED, quantised_layers
 from onnxcompress_passes.prune_branches import (
     branch_cost,
     branch_damage,
@@ -44,7 +42,7 @@ from onnxcompress_passes.prune_branches import (
     replace_by_means,
     staying_channels,
 )
-from onnxcompress_passes.prune_groups import reason_to_keep
+from onnxcompress_passes.prune_groups import group_sites
 from onnxcompress_passes.prune_setting import (
     KeptChannels,
     dearer,
@@ -112,18 +110,9 @@ class ChannelPass(Pass[KeptChannels]):
 
     def sites(self, facts: Facts) -> Iterator[Site | Refusal]:
         """The first layer of every group; other layers with the group they go with, or why not."""
-        try:
-            coupling = facts.coupling()
-        except ModelError as error:
-            for node in facts.model.graph.node:
-                if node.op_type in LAYERS:
-                    yield Refusal(self.name, node.name, f"coupling cannot be found: {error}")
-            return
-        for node in facts.model.graph.node:
-            if node.op_type in LAYERS and node.domain in {"", "ai.onnx"}:
-                yield self._found(node, coupling, facts)
-        for name, reason in quantised_layers(facts, QUANTISED):
-            yield Refusal(self.name, name, reason)
+        yield from group_sites(
+            self.name, facts, lambda group, coupling: self._objection(group, facts, coupling)
+        )
         if self.branches and not self.channels:
             for add, branch in branches(facts).items():
                 mean = branch_mean(facts, branch)
@@ -247,10 +236,7 @@ class ChannelPass(Pass[KeptChannels]):
         branch = branches(facts).get(candidate.site.node)
         if branch is not None:
             return branch_excerpt(facts, branch, np.array(candidate.setting.mean))
-        coupling = facts.coupling()
-        removed = removed_channels([candidate], coupling)
-        edits = plan_cuts(facts.view, coupling, removed)
-        return excerpts(facts.view, coupling, coupling.classes(removed), edits, facts.shapes())
+        return excerpts(facts, removed_channels([candidate], facts.coupling()))
 
     def describe(self, setting: KeptChannels) -> str:
         """How many channels stay."""
@@ -285,16 +271,6 @@ class ChannelPass(Pass[KeptChannels]):
                 shifts=cost.shifts,
             )
         ]
-
-    def _found(self, node: onnx.NodeProto, coupling: Coupling, facts: Facts) -> Site | Refusal:
-        group = coupling.group_of(node.name)
-        if group is None:
-            reason = coupling.refusals.get(node.name, "it makes no channels that can be cut")
-            return Refusal(self.name, node.name, reason)
-        if group.name != node.name:
-            return Refusal(self.name, node.name, f"goes with '{group.name}'", see=self.name)
-        reason = reason_to_keep(group, coupling, facts) or self._objection(group, facts, coupling)
-        return Refusal(self.name, node.name, reason) if reason else Site(self.name, node.name)
 
     def _demanded(self, group: Group, facts: Facts, coupling: Coupling) -> int:
         """How many channels of a group go when the fraction `channels` stays."""

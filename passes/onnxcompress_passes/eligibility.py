@@ -27,7 +27,7 @@ def reason_to_leave(facts: Facts, layer: ConvSpec | DenseSpec) -> str:
     proto = facts.view.nodes[node]
     for entry in proto.metadata_props:
         if entry.key == PROVENANCE_KEY and entry.value not in _WHOLE:
-            return f"made by pass {entry.value}: it is a factor already"
+            return f"made by pass {entry.value} already: compress the original instead"
     tensor = facts.view.initializers[weight]
     if tensor.data_type not in FLOATING_TYPES:
         kind = onnx.TensorProto.DataType.Name(tensor.data_type)

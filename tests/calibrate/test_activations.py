@@ -226,3 +226,9 @@ def test_values_are_those_of_some_of_the_inputs() -> None:
 def test_values_come_in_whole_batches_where_the_model_insists() -> None:
     found = collector(network(3), samples(9)).values(["a"], 4)
     assert found["a"].shape[0] == 3
+
+
+def test_values_of_large_tensors_are_of_fewer_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Eight bytes for each of 6 * 4 * 5 numbers, twice and a half.
+    monkeypatch.setattr(module, "_VALUES_BYTES", 5 * 8 * 6 * 4 * 5 // 2)
+    assert len(collector(network(), samples(9)).values(["a"], 9)["a"]) == 2

@@ -50,6 +50,19 @@ def test_written_replayed_and_shown(
     assert "written" in cli("inspect", out, "--programs").out
 
 
+def test_programs_that_would_make_the_file_larger_are_refused(
+    cli: Callable[..., Any], refuse: Callable[..., Any], model: Path, samples: Path
+) -> None:
+    """What a file holds as a dictionary is read as the weight that it makes, and would be again."""
+    small, again = model.with_name("small.onnx"), model.with_name("again.onnx")
+    options = ("--gate", "off", "--max-drop", "100", "--min-snr", "-100", "--data", samples)
+    one = ("--pass", "dsl:shared=kernels,count=4", *options)
+    first = cli("compress", model, small, *one, "--exclude", "conv1")
+    assert first.code == 0, first.err
+    assert small.stat().st_size < 0.6 * model.stat().st_size
+    refuse(1, "compress", small, again, *one, words=["size is at"])
+
+
 def test_compressibility_of_a_model_without_programs(cli: Callable[..., Any], model: Path) -> None:
     shown = json.loads(cli("inspect", model, "--programs", "--json").out)
     assert shown["layers"]

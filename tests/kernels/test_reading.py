@@ -50,7 +50,7 @@ def conv_of(
 def written(programs: LayerPrograms, size: int) -> onnx.ModelProto:
     zero = onnx.numpy_helper.from_array(np.zeros(1, np.float32))
     nodes = [onnx.helper.make_node("ConstantOfShape", ["extent"], ["bank"], value=zero)]
-    constants: dict[str, object] = {"extent": np.array([24, size * size])}
+    constants: dict[str, object] = {"extent": np.array([6, 4, size * size])}
     last, functions = "bank", []
     for number, call in enumerate(program_calls(programs, np.dtype(np.float32), 17)):
         names = [f"c{number}_{operand}" for operand in call.function.input[1:]]
@@ -95,7 +95,7 @@ def test_dictionary_reads_back() -> None:
     call = onnx.helper.make_node(
         SHARED_KERNELS, ["entries", "index", "scale", "shape"], ["w"], domain=DOMAIN
     )
-    model = conv_of([call], [shared_kernels(17)], **values)
+    model = conv_of([call], [shared_kernels(17, np.dtype(np.float32))], **values)
     (read,) = written_layers(model)
     kernels = [evaluate(program, 3, read.entries) for program in read.programs]
     np.testing.assert_allclose(np.stack(kernels), made(model).reshape(-1, 3, 3), atol=1e-6)

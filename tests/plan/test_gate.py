@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,27 @@ def test_lossless_forms_with_nothing_to_save_are_not_timed(
     assert judged(Options((asked_for,), ()), facts, Table([[9.0]]), owner).options.sites == (
         asked_for,
     )
+
+
+def test_what_only_changes_the_file_is_not_timed(
+    facts: Facts, offer: Offer, scripted: Callable[..., Any]
+) -> None:
+    """Kept where it saves bytes, although it saves no multiplication; refused where it does not."""
+    owner = scripted("made_up", [], None)
+
+    def stored(node: str, width: int, octets: int) -> Candidate[Any]:
+        return replace(offer(node, width, (0, 0, octets), 0.1 * width), stored=True)
+
+    whole, small, larger = stored("one", 0, -1), stored("one", 1, 4), stored("two", 2, 0)
+    steps: list[tuple[int, int]] = []
+    options = Options(((whole, small), (larger,)), ())
+    found = gate(
+        options, facts, {"made_up": owner}, Table([]), progress=lambda *at: steps.append(at)
+    )
+    assert found.options.sites == ((small,),)
+    assert [(r.node, "too small" in r.reason) for r in found.options.refusals] == [("two", True)]
+    assert found.timings == {}
+    assert steps[-1] == (2, 2)
 
 
 def test_equal_layers_are_timed_once(

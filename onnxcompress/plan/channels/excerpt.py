@@ -9,28 +9,25 @@ import onnx
 
 from onnxcompress.analyse.coupling.grouping import LAYERS
 from onnxcompress.analyse.coupling.result import Coupling
-from onnxcompress.graph.edits import Cut, Edit, SetAttributes
+from onnxcompress.analyse.facts import Facts
+from onnxcompress.graph.edits import Cut, SetAttributes
 from onnxcompress.graph.extract import extract_layer
 from onnxcompress.graph.view import GraphView
 from onnxcompress.graph.weights import constant_values, weight_root
+from onnxcompress.plan.channels.plan_cuts import plan_cuts
 
 
 def excerpts(
-    view: GraphView,
-    coupling: Coupling,
-    removed: frozenset[int],
-    edits: Sequence[Edit],
-    shapes: Mapping[str, tuple[int, ...]],
+    facts: Facts, removed: Mapping[str, Sequence[int]]
 ) -> list[tuple[onnx.ModelProto, onnx.ModelProto]]:
-    """Every layer that the edits change, with its fused neighbours, before and after.
+    """Every layer that changes when channels go, with its fused neighbours, before and after.
 
     Args:
-        view: the original graph.
-        coupling: its coupling.
-        removed: the classes that go.
-        edits: what has to change.
-        shapes: shapes at the representative sizes.
+        facts: about the original model.
+        removed: channel numbers by name of their group.
     """
+    view, coupling, shapes = facts.view, facts.coupling(), facts.shapes()
+    edits, gone = plan_cuts(view, coupling, removed), coupling.classes(removed)
     cuts = {(e.node, e.index): e for e in edits if isinstance(e, Cut)}
     groups = {
         e.node: e.values["group"]
@@ -41,7 +38,7 @@ def excerpts(
     pairs = []
     for layer in layers:
         whole = _with_constants(extract_layer(view, layer, shapes), view)
-        pairs.append((whole, _cut(whole, cuts, groups, coupling, removed)))
+        pairs.append((whole, _cut(whole, cuts, groups, coupling, gone)))
     return pairs
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcompress.numerics.clustering import numbered
 from onnxcompress_passes.dsl.filters import Likeness
 
 Array = NDArray[np.float64]
@@ -73,7 +74,6 @@ def clusters(alike: Likeness, labels: Indices, centre: str, *, refined: bool) ->
         centre: mean (of least error in the metric of the data) or medoid.
         refined: move channels between clusters as long as that lowers the error (Lloyd 1982).
     """
-    labels = _numbered(np.stack([labels, alike.apart]))
     if refined:
         labels = _refined(alike, labels)
     shares = np.zeros(len(labels))
@@ -101,20 +101,11 @@ def _refined(alike: Likeness, labels: Indices) -> Indices:
         mixing = np.zeros((count, len(labels)))
         mixing[labels, np.arange(len(labels))] = alike.weights
         centres = (mixing / mixing.sum(axis=1, keepdims=True)) @ alike.points
-        kinds = np.array([alike.apart[labels == label][0] for label in range(count)])
         gaps = ((alike.points[:, np.newaxis] - centres) ** 2).sum(axis=2)
-        gaps[alike.apart[:, np.newaxis] != kinds] = np.inf
         # Of equals the cluster that a channel is in already.
         gaps[np.arange(len(labels)), labels] *= 1.0 - 1e-12
         moved = gaps.argmin(axis=1)
         if len(np.unique(moved)) < count or (moved == labels).all():
             break
         labels = moved
-    return _numbered(labels[np.newaxis])
-
-
-def _numbered(keys: Indices) -> Indices:
-    """Numbers of distinct columns, counted from 0 in the order in which they first appear."""
-    _, first, inverse = np.unique(keys, axis=1, return_index=True, return_inverse=True)
-    order = np.argsort(np.argsort(first))
-    return np.asarray(order[inverse.ravel()], dtype=np.intp)
+    return numbered(labels)

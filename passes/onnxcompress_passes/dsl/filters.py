@@ -15,9 +15,9 @@ from onnxcompress.analyse.coupling.result import Coupling, Group
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.analyse.linear import LinearLayer, linear_layer
 from onnxcompress.errors import ModelError
+from onnxcompress.kernels.search import factor_of
 from onnxcompress.numerics.clustering import merges
 from onnxcompress.numerics.ssim import similarities
-from onnxcompress.plan.channels.consumers import consumers
 from onnxcompress.plan.channels.damage import channel_damage
 from onnxcompress.plan.known_moments import MOST_FEATURES, layer_moments
 from onnxcompress_passes.exact.channels import alike, channel_numbers
@@ -83,21 +83,6 @@ def filters(maker: Maker, facts: Facts) -> tuple[Array, Array]:
     return weight[maker.rows], bias[maker.rows]
 
 
-def sightings(facts: Facts, coupling: Coupling, group: Group) -> Indices:
-    """A number per channel; those with the same are read by the same layers in the same places.
-
-    Raises:
-        ModelError: a layer that reads the group has no constant weight.
-    """
-    seen = [
-        np.bincount(blocks[blocks >= 0], minlength=group.width)
-        for reader in consumers(facts, coupling, group)
-        for blocks in reader.blocks
-    ]
-    _, found = np.unique(np.stack(seen), axis=1, return_inverse=True)
-    return np.asarray(found.ravel(), dtype=np.intp)
-
-
 @dataclass(frozen=True)
 class Likeness:
     """How the channels of a group compare.
@@ -107,13 +92,11 @@ class Likeness:
         points: answers' errors are squared differences of these, [width, n]: filters of all
             makers in the metric of what they read, relative to the mean energy of their answers.
         weights: how much such an error counts in the layers that read a channel, [width].
-        apart: channels with different numbers cannot share a filter, [width].
     """
 
     tree: Array
     points: Array
     weights: Array
-    apart: Indices
 
 
 def likeness(
@@ -127,7 +110,6 @@ def likeness(
 
     def find() -> Likeness:
         makers = makers_of(facts, coupling, group)
-        apart = sightings(facts, coupling, group)
         points = np.concatenate([_points(facts, coupling, maker) for maker in makers], axis=1)
         spread = np.maximum((points**2).sum(axis=1), 1e-12)
         weights = channel_damage(facts, coupling, group) / spread
@@ -142,7 +124,7 @@ def likeness(
             apartness = joint * np.maximum(gaps, 0.0)
         np.fill_diagonal(apartness, 0.0)
         apartness = (apartness + apartness.T) / 2.0
-        return Likeness(merges(apartness, linkage), points, weights, apart)
+        return Likeness(merges(apartness, linkage), points, weights)
 
     return facts.recall(("likeness", group.name, distance, linkage), find)
 
@@ -153,21 +135,23 @@ def _points(facts: Facts, coupling: Coupling, maker: Maker) -> Array:
     layer = maker.layer
     if layer.groups > 1:
         # Depthwise: what a channel reads goes along with it; its own weights are all there is.
-        found = np.concatenate([weight, bias[:, np.newaxis]], axis=1)
-        return np.asarray(found / np.sqrt(max((found**2).sum(axis=1).mean(), 1e-12)))
+        return _scaled(np.concatenate([weight, bias[:, np.newaxis]], axis=1))
     moments = None
     if facts.moments() is not None and layer.features <= MOST_FEATURES:
         every = [name for group in coupling.groups for name in group.producers]
         moments = layer_moments(facts, _fitting(facts, every)).get(layer.node)
     if moments is None:
-        return np.asarray(weight / np.sqrt(max((weight**2).sum(axis=1).mean(), 1e-12)))
+        return _scaled(weight)
     metric = metric_of(layer, moments, facts.view)[0]
-    values, vectors = np.linalg.eigh(metric)
-    found = weight @ (vectors * np.sqrt(np.maximum(values, 0.0)))
+    found = weight @ factor_of(metric)
     # Means differ, too, and no bias behind tells channels of one filter apart.
     means = weight @ moments.mean[0] + bias
-    found = np.concatenate([found, means[:, np.newaxis]], axis=1)
-    return np.asarray(found / np.sqrt(max((found**2).sum(axis=1).mean(), 1e-12)))
+    return _scaled(np.concatenate([found, means[:, np.newaxis]], axis=1))
+
+
+def _scaled(points: Array) -> Array:
+    """Relative to the mean energy."""
+    return np.asarray(points / np.sqrt(max((points**2).sum(axis=1).mean(), 1e-12)))
 
 
 def _fitting(facts: Facts, names: list[str]) -> list[str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import onnx
-
 from onnxcompress.analyse.coupling.result import Coupling, Group
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.errors import ModelError, PassError
@@ -14,47 +12,29 @@ from onnxcompress.graph.editing import apply_edits
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.view import GraphView
 from onnxcompress.numerics.clustering import cut_at, cut_into
+from onnxcompress.plan.channels.consumers import consumers
 from onnxcompress.plan.channels.cost import toll
-from onnxcompress.plan.channels.excerpt import excerpts
 from onnxcompress.plan.channels.known import coupling_of
 from onnxcompress.plan.channels.plan_cuts import plan_cuts
-from onnxcompress.plan.contract import Candidate, NoCandidate, Refusal, Site
+from onnxcompress.plan.contract import Candidate, NoCandidate, Site
 from onnxcompress_passes.dsl.clusters import MEAN, Clusters, clusters, error
-from onnxcompress_passes.dsl.filters import ANSWERS, likeness, makers_of, sightings
+from onnxcompress_passes.dsl.filters import ANSWERS, likeness, makers_of
 from onnxcompress_passes.dsl.setting import Sharing
 from onnxcompress_passes.dsl.sharing import merge, share
-from onnxcompress_passes.prune_groups import reason_to_keep
 from onnxcompress_passes.prune_setting import dearer, widths
 
 
-def site_of_group(
-    name: str, node: onnx.NodeProto, coupling: Coupling, facts: Facts
-) -> Site | Refusal:
-    """The first layer of a group whose channels can share; or why not.
-
-    Args:
-        name: of the pass.
-        node: a layer.
-        coupling: of the model.
-        facts: about it.
-    """
-    group = coupling.group_of(node.name)
-    if group is None:
-        reason = coupling.refusals.get(node.name, "it makes no channels that can be cut")
-        return Refusal(name, node.name, reason)
-    if group.name != node.name:
-        return Refusal(name, node.name, f"goes with '{group.name}'", see=name)
-    reason = reason_to_keep(group, coupling, facts)
+def objection(group: Group, coupling: Coupling, facts: Facts) -> str:
+    """Why the channels of a group cannot share, or an empty string."""
     excluded = set(group.consumers) & facts.excluded
-    if excluded and not reason:
-        reason = f"excluded by the user with '{min(excluded)}'"
-    if not reason:
-        try:
-            makers_of(facts, coupling, group)
-            sightings(facts, coupling, group)
-        except ModelError as problem:
-            reason = str(problem)
-    return Refusal(name, node.name, reason) if reason else Site(name, node.name)
+    if excluded:
+        return f"excluded by the user with '{min(excluded)}'"
+    try:
+        makers_of(facts, coupling, group)
+        consumers(facts, coupling, group)
+    except ModelError as problem:
+        return str(problem)
+    return ""
 
 
 def filter_candidates(
@@ -125,16 +105,6 @@ def share_filters(candidates: Sequence[Candidate[Sharing]], edit: Editor) -> Non
     share(edit, coupling, chosen)
     merge(edit, coupling, chosen)
     apply_edits(plan_cuts(GraphView(edit.finish()), coupling, removed(chosen)), edit)
-
-
-def filter_excerpts(
-    candidate: Candidate[Sharing], facts: Facts
-) -> Sequence[tuple[onnx.ModelProto, onnx.ModelProto]]:
-    """Every layer that changes, at both widths."""
-    coupling = facts.coupling()
-    gone = {candidate.site.node: candidate.setting.clusters.gone}
-    edits = plan_cuts(facts.view, coupling, gone)
-    return excerpts(facts.view, coupling, coupling.classes(gone), edits, facts.shapes())
 
 
 def by_group(candidates: Sequence[Candidate[Sharing]], coupling: Coupling) -> dict[str, Clusters]:

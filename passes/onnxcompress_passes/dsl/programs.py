@@ -8,18 +8,15 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnxcompress.analyse.facts import Facts
-from onnxcompress.graph.cost import Cost
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.spec import ConvSpec
 from onnxcompress.kernels.emission import DOMAIN, FIRST_OPSET, program_calls
-from onnxcompress.kernels.induction import Induction, LayerPrograms, induce
+from onnxcompress.kernels.induction import Array, Induction, LayerPrograms, induce
 from onnxcompress.kernels.search import vocabulary
-from onnxcompress.plan.contract import Candidate, Site
-from onnxcompress.plan.known_moments import facts_of
-from onnxcompress_passes.dsl.kernels import damage_of, metric_for, unfit
+from onnxcompress.plan.contract import Candidate
+from onnxcompress_passes.dsl.layers import Opened, Planned, held, unfit_for_squares
 from onnxcompress_passes.dsl.setting import Sharing
-from onnxcompress_passes.low_rank_pass import DATA, WEIGHTS
-from onnxcompress_passes.recentred import metric_in, recentred_bias
+from onnxcompress_passes.low_rank_pass import WEIGHTS
 
 TERMS = 2
 """Atoms that a program adds up, at most."""
@@ -30,79 +27,67 @@ LADDER = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 def unfit_for_programs(layer: ConvSpec, facts: Facts) -> str:
     """Why a layer's kernels cannot be programs, or an empty string."""
-    opset = next((int(o.version) for o in facts.model.opset_import if not o.domain), 1)
-    if len(layer.kernel) != 2 or layer.kernel[0] != layer.kernel[1]:
-        return "kernels that are not square: the language has none"
-    if layer.kernel[0] not in {3, 5}:
+    reason = unfit_for_squares(layer, facts)
+    if not reason and layer.kernel[0] not in {3, 5}:
         return f"{layer.kernel[0]}x{layer.kernel[0]} kernels: the language is for 3x3 and 5x5"
-    if opset < FIRST_OPSET:
+    opset = next((int(o.version) for o in facts.model.opset_import if not o.domain), 1)
+    if not reason and opset < FIRST_OPSET:
         return f"opset {opset}: programs are written with operators of opset {FIRST_OPSET}"
-    return unfit(layer, facts)
+    return reason
 
 
-def program_candidates(
-    site: Site, layer: ConvSpec, asked: float, facts: Facts
-) -> list[Candidate[Sharing]]:
+def program_candidates(plan: Planned, asked: float) -> list[Candidate[Sharing]]:
     """Original kernels (lossless) first, then programs at rising prices; or the price asked for.
 
     Args:
-        site: of the layer.
-        layer: the layer.
+        plan: the layer.
         asked: the price, as in `LADDER`; 0 offers a ladder.
-        facts: about the model.
     """
-    weight = facts.view.array64(layer.weight).reshape(layer.out_channels, layer.in_channels, -1)
-    metric = metric_for(site.node, facts)
-    words = vocabulary(layer.kernel[0], TERMS)
-    find = facts.recall(("programs", site.node), lambda: Induction(weight, words, metric))
-    before = facts.cost(site.node)
+    words = vocabulary(plan.layer.kernel[0], TERMS)
+    finder: list[Induction] = []
+
+    def find(price: float, metric: Array | None) -> LayerPrograms:
+        # One for all prices: what depends on the metric alone is worked out once, and not kept.
+        if not finder:
+            finder.append(Induction(plan.weight, words, metric))
+        return finder[0](price)
+
     found: list[Candidate[Sharing]] = []
     for level in (asked,) if asked else (0.0, *LADDER):
-        price = level / float(words.bits[-1] * weight.shape[0] * weight.shape[1])
-        programs = facts.recall(("programs", site.node, price), partial(find, price))
-        lossless = level == 0.0
-        setting = Sharing(price=price, metric=WEIGHTS if lossless or metric is None else DATA)
-        damage = 0.0 if lossless else damage_of(layer, weight, programs.weights, metric, facts)
-        damage = max(damage, found[-1].damage if found else 0.0)
-        after = _cost(layer, programs, setting, before, facts)
-        if found and (after.weight_bytes > found[-1].after.weight_bytes):
-            continue
-        found.append(
-            Candidate(site, setting, (site.node,), before, after, damage, bool(asked), stored=True)
+        price = level / float(words.bits[-1] * plan.kernels)
+        programs = plan.solved(("programs", price), partial(find, price))
+        calls = program_calls(programs, plan.dtype, FIRST_OPSET)
+        offer = plan.offer(
+            Sharing(price=price, metric=plan.metric if level else WEIGHTS),
+            held(values for call in calls for values in call.operands.values()),
+            programs.weights if level else None,
+            least=found[-1].damage if found else 0.0,
+            recommended=bool(asked),
         )
+        if not found or offer.after.weight_bytes <= found[-1].after.weight_bytes:
+            found.append(offer)
     return found
 
 
 def write_programs(candidate: Candidate[Sharing], edit: Editor) -> None:
     """Let functions make the layer's weight of its programs."""
-    node = edit.node(candidate.site.node)
-    weight = np.asarray(node.inputs[1].values)
-    rows = weight.astype(np.float64).reshape(*weight.shape[:2], -1)
-    words = vocabulary(weight.shape[2], TERMS)
-    price, bias = candidate.setting.price, [*node.inputs[2:]]
-    if candidate.setting.metric == DATA:
-        (metric,) = metric_in(edit, node.name)
-        known = facts_of(edit, node.name)
-        find = known.recall(("programs", node.name), lambda: Induction(rows, words, metric))
-        found = known.recall(("programs", node.name, price), partial(find, price))
-        recentred = recentred_bias(edit, node, found.weights.reshape(1, len(rows), -1))
-        bias = [] if recentred is None else [recentred]
-    else:
-        found = induce(rows, words, price)
-    name, like = node.name, node.inputs[1]
+    work, price = Opened(candidate, edit), candidate.setting.price
+    shape, dtype = work.stored.shape, work.stored.dtype
+    words = vocabulary(shape[2], TERMS)
+    found = work.solved(("programs", price), partial(induce, work.weight, words, price))
+    name, like = work.name, work.node.inputs[1]
     bank = edit.variable(f"{name}_bank", like)
-    zero = edit.constant(f"{name}_zero", np.zeros(1, dtype=weight.dtype))
-    size = edit.constant(f"{name}_bank_shape", np.array([rows[..., 0].size, rows.shape[2]]))
+    zero = edit.constant(f"{name}_zero", np.zeros(1, dtype=dtype))
+    extent = edit.constant(f"{name}_bank_shape", np.array(work.weight.shape, dtype=np.int64))
     nodes = [
-        gs.Node("ConstantOfShape", f"{name}_bank", {"value": zero}, inputs=[size], outputs=[bank])
+        gs.Node("ConstantOfShape", f"{name}_bank", {"value": zero}, inputs=[extent], outputs=[bank])
     ]
-    for number, call in enumerate(program_calls(found, weight.dtype, edit.opset)):
+    for number, call in enumerate(program_calls(found, dtype, edit.opset)):
         edit.define(call.function)
         filled = edit.variable(f"{name}_bank", like)
-        given = [call.operands[operand] for operand in call.function.input[1:]]
         constants = [
-            edit.constant(f"{name}_{call.function.name}_{number}_{operand}", values)
-            for operand, values in zip(call.function.input[1:], given, strict=True)
+            edit.constant(f"{name}_{call.function.name}_{number}_{operand}", call.operands[operand])
+            for operand in call.function.input[1:]
         ]
         nodes.append(
             gs.Node(
@@ -115,26 +100,10 @@ def write_programs(candidate: Candidate[Sharing], edit: Editor) -> None:
         )
         bank = filled
     made = edit.variable(f"{name}_weight", like)
-    shape = edit.constant(f"{name}_shape", np.array(weight.shape, dtype=np.int64))
+    whole = edit.constant(f"{name}_shape", np.array(shape, dtype=np.int64))
+    inputs = [work.node.inputs[0], made, *work.bias(found.weights)]
     nodes += [
-        gs.Node("Reshape", f"{name}_weight", inputs=[bank, shape], outputs=[made]),
-        gs.Node("Conv", f"{name}_stored", dict(node.attrs), inputs=[node.inputs[0], made, *bias]),
+        gs.Node("Reshape", f"{name}_weight", inputs=[bank, whole], outputs=[made]),
+        gs.Node("Conv", f"{name}_stored", dict(work.node.attrs), inputs=inputs),
     ]
-    edit.replace(node, nodes)
-
-
-def _cost(
-    layer: ConvSpec, programs: LayerPrograms, setting: Sharing, before: Cost, facts: Facts
-) -> Cost:
-    """Numbers, and what is kept in bytes, which count as weights of eight bits."""
-    weight = facts.view.array(layer.weight)
-    params = before.params - weight.size
-    octets = before.weight_bytes - weight.nbytes
-    for call in program_calls(programs, weight.dtype, FIRST_OPSET):
-        for values in call.operands.values():
-            if values.dtype == weight.dtype or values.dtype == np.uint8:
-                params, octets = params + values.size, octets + values.nbytes
-    if layer.bias is None and setting.metric == DATA:
-        params += layer.out_channels
-        octets += layer.out_channels * weight.dtype.itemsize
-    return Cost(before.macs, params, octets)
+    edit.replace(work.node, nodes)

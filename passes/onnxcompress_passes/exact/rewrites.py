@@ -144,10 +144,7 @@ class Exact(Pass[ExactRewrite]):
         setting = candidate.setting
         if setting.kind != CHANNELS:
             return [self._pair(setting, facts)]
-        coupling = facts.coupling()
-        removed = {setting.nodes[0]: setting.gone}
-        edits = plan_cuts(facts.view, coupling, removed)
-        return excerpts(facts.view, coupling, coupling.classes(removed), edits, facts.shapes())
+        return excerpts(facts, {setting.nodes[0]: setting.gone})
 
     def describe(self, setting: ExactRewrite) -> str:
         """What becomes of the nodes."""

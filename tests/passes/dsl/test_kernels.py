@@ -19,6 +19,7 @@ from onnxcompress.graph.view import GraphView
 from onnxcompress.kernels.emission import DOMAIN, SHARED_KERNELS
 from onnxcompress.plan.contract import Candidate, Refusal
 from onnxcompress.rewrite.manager import rewrite
+from onnxcompress.rewrite.precision import Conversion
 from onnxcompress.runtime import Execution, open_session
 from onnxcompress_passes.dsl.dsl import Dsl
 
@@ -45,6 +46,9 @@ def _by_weights(candidate: Candidate[Any]) -> Candidate[Any]:
     return replace(candidate, setting=replace(candidate.setting, metric="weights"))
 
 
+SPECS: list[dict[str, Any]] = [{"count": "4"}, {"source": "predefined", "price": 0.3}]
+
+
 def inputs() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((4, 3, 6, 7)).astype(np.float32)
 
@@ -65,10 +69,14 @@ def test_an_entry_per_kernel_changes_no_bit(pruning: Any, seen: See) -> None:
     ],
     ids=["inliner", "onnxslim", "graphsurgeon"],
 )
+@pytest.mark.parametrize("spec", SPECS, ids=["dictionary", "programs"])
 def test_other_tools_leave_what_it_computes(
-    pruning: Any, seen: See, tool: Callable[[onnx.ModelProto], onnx.ModelProto]
+    pruning: Any,
+    seen: See,
+    tool: Callable[[onnx.ModelProto], onnx.ModelProto],
+    spec: dict[str, Any],
 ) -> None:
-    result = rewritten(pruning.graph("residual"), seen, count="4")
+    result = rewritten(pruning.graph("residual"), seen, **spec)
     onnx.checker.check_model(result, full_check=True)
     expected = run(result, inputs())
     copy = onnx.ModelProto()
@@ -76,18 +84,33 @@ def test_other_tools_leave_what_it_computes(
     np.testing.assert_array_equal(run(tool(copy), inputs()), expected)
 
 
-def test_onnxruntime_is_left_with_the_layer_alone(pruning: Any, seen: See, tmp_path: Path) -> None:
+def optimised(model: onnx.ModelProto, path: Path) -> list[tuple[str, str]]:
+    """The operators that ONNX Runtime really runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    found = onnx.load(options.optimized_model_filepath)
+    return [(node.domain, node.op_type) for node in found.graph.node]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=["dictionary", "programs"])
+@pytest.mark.parametrize("precision", [None, "fp16"])
+def test_onnxruntime_is_left_with_the_layer_alone(
+    pruning: Any, seen: See, tmp_path: Path, precision: str | None, spec: dict[str, Any]
+) -> None:
     """It runs the operators of the original: nothing is computed anew for every input."""
-    kinds = []
-    for model in (pruning.graph("residual"), rewritten(pruning.graph("residual"), seen, count="4")):
-        options = onnxruntime.SessionOptions()
-        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-        onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        optimised = onnx.load(options.optimized_model_filepath)
-        kinds.append([(node.domain, node.op_type) for node in optimised.graph.node])
-    assert kinds[0] == kinds[1]
+    model = pruning.graph("residual")
+    result = rewritten(model, seen, **spec)
+    assert result.functions
+    if precision is not None:
+        convert = Conversion(precision, seen(model), None)
+        model, narrow = convert(model), convert(result)
+        np.testing.assert_allclose(run(narrow, inputs()), run(result, inputs()), atol=0.02)
+        result = narrow
+    assert optimised(result, tmp_path) == optimised(model, tmp_path)
 
 
 def test_weights_are_entries_times_scales(pruning: Any, seen: See) -> None:

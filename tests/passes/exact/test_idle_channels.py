@@ -122,19 +122,28 @@ def test_through_a_depthwise_layer(
     assert gone(bench, nets.build(text, **weights, **deep)) == []
 
 
-def test_through_flatten(bench: Any, nets: Any, kit: Any, weights: Any) -> None:
-    """Features of one channel lie side by side in the dense layer."""
+FLATTENINGS = {
+    "Flatten": "[flat] c = Flatten (b)",
+    "Reshape": "[flat] c = Reshape (b, flat)",
+    "channels last": "[turn] t = Transpose <perm = [0, 2, 3, 1]> (b) [flat] c = Reshape (t, flat)",
+}
+
+
+@pytest.mark.parametrize("flattening", FLATTENINGS.values(), ids=FLATTENINGS.keys())
+def test_through_flattening(bench: Any, nets: Any, kit: Any, weights: Any, flattening: str) -> None:
+    """Features of one channel lie side by side in the dense layer, or a row of channels apart."""
     del weights["w2"], weights["b2"]
     weights["w1"][5], weights["b1"][5] = weights["w1"][2], weights["b1"][2]
     model = nets.build(
-        """net (float[N, 3, 4, 2] x) => (float[N, 5] y) {
+        f"""net (float[N, 3, 4, 2] x) => (float[N, 5] y) {{
         [one] a = Conv (x, w1, b1)
         [bend] b = Relu (a)
-        [flat] c = Flatten (b)
-        [fc] y = Gemm <transB = 1> (c, w2, b2) }""",
+        {flattening}
+        [fc] y = Gemm <transB = 1> (c, w2, b2) }}""",
         **weights,
         w2=kit.whole((5, WIDTH * 8), seed=3),
         b2=kit.whole((5,), seed=4),
+        **({"flat": np.array([0, -1])} if "Reshape" in flattening else {}),
     )
     assert left(bench.checked(model), "fc") == (5, (WIDTH - 1) * 8)
 
