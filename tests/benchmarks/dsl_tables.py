@@ -185,7 +185,7 @@ def draw(points: dict[str, list[Point]], base: Point, path: Path) -> None:
         axis.tick_params(which="minor", labelbottom=False)
         axis.grid(visible=True, lw=0.3)
     axes[0].set_ylabel("accuracy on Fashion-MNIST, %")
-    axes[0].legend(fontsize=7, loc="lower right")
+    axes[0].legend(fontsize=7, loc="center")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -11,7 +11,6 @@ import pytest
 
 from onnxcompress.analyse.facts import Facts
 from onnxcompress.plan.channels.excerpt import excerpts
-from onnxcompress.plan.channels.plan_cuts import plan_cuts
 from onnxcompress.plan.channels.remove import remove_channels
 
 RESIDUAL = """net (float[N, 3, 6, 7] x) => (float[N, 5, 6, 7] y) {
@@ -112,11 +111,9 @@ def test_excerpts_run_and_have_the_cut_shapes(kit: Any, facts_of: Any, name: str
     """Every layer that changes comes once, as it is and as it is in the smaller network."""
     make, removed, widths = CASES[name]
     facts = make(facts_of)
-    coupling = facts.coupling()
-    edits = plan_cuts(facts.view, coupling, removed)
-    pairs = excerpts(facts.view, coupling, coupling.classes(removed), edits, facts.shapes())
+    pairs = excerpts(facts, removed)
     assert [before.graph.node[0].name for before, _ in pairs] == list(widths)
-    small = remove_channels(facts.model, coupling, removed)
+    small = remove_channels(facts.model, facts.coupling(), removed)
     nodes = {node.name: node for node in small.graph.node}
     weights = {
         tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in small.graph.initializer
@@ -138,9 +135,7 @@ def test_excerpts_run_and_have_the_cut_shapes(kit: Any, facts_of: Any, name: str
 
 def test_what_does_not_change_is_not_timed(facts_of: Any) -> None:
     facts = CASES["residual"][0](facts_of)
-    coupling, removed = facts.coupling(), {"c1": [0]}
-    edits = plan_cuts(facts.view, coupling, removed)
-    pairs = excerpts(facts.view, coupling, coupling.classes(removed), edits, facts.shapes())
+    pairs = excerpts(facts, {"c1": [0]})
     assert [before.graph.node[0].name for before, _ in pairs] == ["c1", "c2"]
 
 
@@ -148,7 +143,5 @@ def test_the_model_is_not_changed(facts_of: Any) -> None:
     for make, removed, _ in CASES.values():
         facts = make(facts_of)
         before = facts.model.SerializeToString()
-        coupling = facts.coupling()
-        edits = plan_cuts(facts.view, coupling, removed)
-        excerpts(facts.view, coupling, coupling.classes(removed), edits, facts.shapes())
+        excerpts(facts, removed)
         assert facts.model.SerializeToString() == before
