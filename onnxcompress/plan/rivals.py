@@ -9,8 +9,10 @@ repaired.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -207,10 +209,11 @@ def spread(
     least = 0.0
     for kind, demand in demands.items():
         saved = savings(sites, kind, timings)
-        enough = [most for most in steps if _reach(saved, damages, most) >= demand]
-        if not enough:
+        # What can be saved grows with the error that is allowed.
+        enough = bisect_left(steps, demand, key=partial(_reach, saved, damages))
+        if enough == len(steps):
             return None
-        least = max(least, enough[0])
+        least = max(least, steps[enough])
     return _ROOM * least
 
 
