@@ -32,7 +32,8 @@ class Journal:
 
     def __init__(self, folder: Path | None, context: str) -> None:
         self.folder = folder
-        self._context = hashlib.sha256(context.encode()).hexdigest()
+        self.context = hashlib.sha256(context.encode()).hexdigest()
+        """Names the job: the same for the same model, data, options and versions."""
         self._findings: dict[str, Any] = {}
         self._path = folder / _FILE if folder is not None else None
         if self._path is not None and not self._read(self._path):
@@ -61,14 +62,14 @@ class Journal:
         """Where this job keeps a model; None without a folder."""
         if self.folder is None:
             return None
-        return self.folder / "models" / f"{self._context[:16]}-{name}"
+        return self.folder / "models" / f"{self.context[:16]}-{name}"
 
     def _read(self, path: Path) -> bool:
         """Take over what a run before has written; False where that was another job."""
         try:
             text = path.read_text(encoding="utf-8")
             lines = text.splitlines()
-            if not lines or json.loads(lines[0]).get("context") != self._context:
+            if not lines or json.loads(lines[0]).get("context") != self.context:
                 return False
         except (OSError, ValueError, AttributeError):
             return False
@@ -85,7 +86,7 @@ class Journal:
         return True
 
     def _begin(self, path: Path) -> None:
-        _write(path, json.dumps({"context": self._context}) + "\n", "w")
+        _write(path, json.dumps({"context": self.context}) + "\n", "w")
 
     def _append(self, entry: dict[str, Any]) -> None:
         if self._path is not None:

@@ -16,14 +16,13 @@ import onnx
 from onnxcompress.analyse.facts import Need
 from onnxcompress.errors import ModelError
 from onnxcompress.graph.digest import model_digest
-from onnxcompress.graph.memo import Memo
 from onnxcompress.journal import RecordedHours
 from onnxcompress.latency.interleave import QuietHours
 from onnxcompress.latency.table import LatencyTable, LayerTiming
 from onnxcompress.plan.channels.known import remember_coupling
 from onnxcompress.plan.contract import Candidate
 from onnxcompress.plan.gate import Key, gate
-from onnxcompress.plan.known_moments import layer_moments, linear_among, remember_facts
+from onnxcompress.plan.known_moments import layer_moments, linear_among
 from onnxcompress.plan.options import Options, collect, with_savings
 from onnxcompress.plan.plan import Plan, described
 from onnxcompress.plan.probes import expected_errors, predicted
@@ -40,16 +39,12 @@ from onnxcompress.plan.search import (
 from onnxcompress.plan.stored import read_options, stored_options
 from onnxcompress.preparation import Prepared
 from onnxcompress.progress import Progress
-from onnxcompress.remainder import Remainder
-from onnxcompress.repairs import Repairs
 from onnxcompress.rewrite.manager import Rewritten
-from onnxcompress.rewrite.mender import Mender
-from onnxcompress.rewrite.precision import Conversion
 from onnxcompress.rewrite.repair import Repaired
 from onnxcompress.targeting import Targeting
-from onnxcompress.trial import CalibrationTrial, samples_to_fit
 from onnxcompress.verify.accuracy import Bounds
 from onnxcompress.verify.verdict import Verdict
+from onnxcompress.workbench import Workbench
 
 _TIGHTEN = 0.4
 _STEPS = 20
@@ -69,52 +64,21 @@ class Planner:
         self._options: Options | None = None
         self._predictions: list[Prediction] = []
         self.timings: dict[Key, LayerTiming] = {}
-        self.memo = Memo()
         self._table = LatencyTable(config.latency_table, config.execution)
         self._replay = prepared.replay
         self._digest = model_digest(prepared.original.model)
         self._owners = [owner for owner in prepared.passes if not owner.goes_first]
-        self.passes = {owner.name: owner for owner in prepared.passes}
+        bench = Workbench.of(prepared, progress)
+        self.passes, self.memo = bench.passes, bench.memo
         if self._replay is not None:
             check_fits(self._replay, facts, self.passes, has_data=inputs.calibration is not None)
             if self._replay.model_digest != self._digest:
                 progress.note("the plan was made for other weights of this architecture")
-        self.mender = Mender(
-            facts,
-            inputs.calibration,
-            self.passes,
-            self.memo,
-            config.execution,
-            config.seed,
-            config.repair,
-            config.samples,
-            progress,
-        )
-        count = len(inputs.calibration or ())
-        fitted = samples_to_fit(count, config.samples)
-        few = fitted < min(count, config.samples)
-        self._trial = CalibrationTrial(
-            facts.model,
-            facts.total().macs,
-            inputs.calibration,
-            self.passes,
-            self.memo,
-            config,
-            replace(self.mender, most=fitted) if few else self.mender,
-            prepared.journal,
-        )
-        then = config.then or (self._replay.then if self._replay is not None else None)
-        self.conversion = (
-            Conversion(then, facts, inputs.calibration, config.seed) if then is not None else None
-        )
-        self._remains = Remainder(prepared, self.passes, self.memo, self.mender, self.conversion)
-        self._repairs = Repairs(
-            prepared, self.passes, self.memo, self.mender, self._trial, progress
-        )
+        self.mender, self.conversion = bench.mender, bench.conversion
+        self._trial, self._remains, self._repairs = bench.trial, bench.remains, bench.repairs()
         self._targeting = Targeting(
             prepared, self._remains, self._trial, self._repairs.error, progress
         )
-        remember_facts(facts, self.memo)
 
     @property
     def bounds(self) -> Bounds:

@@ -87,11 +87,11 @@ class ChannelPass(Pass[KeptChannels]):
             raise UsageError(f"{self.name}: round_to={self.round_to!r} must be a whole number >= 0")
 
     @abc.abstractmethod
-    def _order(self, group: Group, facts: Facts, coupling: Coupling) -> tuple[int, ...]:
+    def order(self, group: Group, facts: Facts, coupling: Coupling) -> tuple[int, ...]:
         """The channels of a group that may go, in the order in which they go."""
 
     @abc.abstractmethod
-    def _damage(self, group: Group, gone: Sequence[int], facts: Facts, coupling: Coupling) -> float:
+    def damage(self, group: Group, gone: Sequence[int], facts: Facts, coupling: Coupling) -> float:
         """What it damages when these channels go: relative errors of what reads them, added up."""
 
     def _reweighted(
@@ -104,14 +104,14 @@ class ChannelPass(Pass[KeptChannels]):
         """
         return edit.model
 
-    def _objection(self, group: Group, facts: Facts, coupling: Coupling) -> str:
+    def objection(self, group: Group, facts: Facts, coupling: Coupling) -> str:
         """Why this pass leaves a group alone that could be cut, or an empty string."""
         return ""
 
     def sites(self, facts: Facts) -> Iterator[Site | Refusal]:
         """The first layer of every group; other layers with the group they go with, or why not."""
         yield from group_sites(
-            self.name, facts, lambda group, coupling: self._objection(group, facts, coupling)
+            self.name, facts, lambda group, coupling: self.objection(group, facts, coupling)
         )
         if self.branches and not self.channels:
             for add, branch in branches(facts).items():
@@ -129,7 +129,7 @@ class ChannelPass(Pass[KeptChannels]):
             return self._without_branch(site, facts)
         coupling = facts.coupling()
         group = coupling.group(site.node)
-        order = self._order(group, facts, coupling)
+        order = self.order(group, facts, coupling)
 
         # All candidates are set against the same nodes, so that their costs can be compared.
         whole = self._toll(group, order, facts, coupling).before
@@ -183,7 +183,7 @@ class ChannelPass(Pass[KeptChannels]):
             tuple(dict.fromkeys((site.node, *cost.touches))),
             whole,
             whole - (cost.before - cost.after),
-            self._damage(group, gone, facts, coupling),
+            self.damage(group, gone, facts, coupling),
             recommended,
             # Weights that the pass fits itself are not those that others would factor.
             narrows=() if self.needs_data(setting) else cost.narrows,

@@ -136,7 +136,8 @@ class Lnr(ChannelPass):
     def _selection(self) -> Selection:
         return Selection(self.selector, self.strength, self.scale_invariant, self.reweighted)
 
-    def _objection(self, group: Group, facts: Facts, coupling: Coupling) -> str:
+    def objection(self, group: Group, facts: Facts, coupling: Coupling) -> str:
+        """Why this pass leaves a group alone that could be cut, or an empty string."""
         if facts.moments() is None:
             return "lnr decides on calibration inputs: give --data"
         try:
@@ -145,14 +146,16 @@ class Lnr(ChannelPass):
             return f"{error}: pass prune covers it"
         return ""
 
-    def _order(self, group: Group, facts: Facts, coupling: Coupling) -> tuple[int, ...]:
+    def order(self, group: Group, facts: Facts, coupling: Coupling) -> tuple[int, ...]:
+        """The channels of a group that may go, in the order in which they go."""
         return self._leaving(group, facts, coupling).order
 
     def _leaving(self, group: Group, facts: Facts, coupling: Coupling) -> Leaving:
         key = (self._selection, self.bias, group.name)
         return facts.recall(key, lambda: leaving(facts, coupling, group, self._selection))
 
-    def _damage(self, group: Group, gone: Sequence[int], facts: Facts, coupling: Coupling) -> float:
+    def damage(self, group: Group, gone: Sequence[int], facts: Facts, coupling: Coupling) -> float:
+        """What it damages when these channels go."""
         if gone and not self._fixed:
             known = self._leaving(group, facts, coupling)
             if len(gone) < len(known.errors) and tuple(gone) == known.order[: len(gone)]:

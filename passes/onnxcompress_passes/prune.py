@@ -90,10 +90,12 @@ class Prune(ChannelPass):
             if type(number) is not int or number < 0:
                 raise UsageError(f"prune: {option}={number!r} must be a whole number >= 0")
 
-    def _order(self, group: Group, facts: Facts, coupling: Coupling) -> tuple[int, ...]:
+    def order(self, group: Group, facts: Facts, coupling: Coupling) -> tuple[int, ...]:
+        """The channels of a group that may go, in the order in which they go."""
         return order_within(self._sequence(facts, coupling), group.name)
 
-    def _damage(self, group: Group, gone: Sequence[int], facts: Facts, coupling: Coupling) -> float:
+    def damage(self, group: Group, gone: Sequence[int], facts: Facts, coupling: Coupling) -> float:
+        """What it damages when these channels go."""
         each = facts.recall(
             ("channel damage", group.name), lambda: channel_damage(facts, coupling, group)
         )

@@ -1,0 +1,246 @@
+"""`onnxcompress search`: a family of derived networks, one table, one Pareto front."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxcompress.cli import options as shared
+from onnxcompress.cli.console import errors, output, progress_for
+from onnxcompress.config import REPAIRS, SAMPLES
+
+if TYPE_CHECKING:
+    from onnxcompress.search.executors import Executor
+    from onnxcompress.search.results import Family
+
+
+@click.command("search")
+@click.argument("source", metavar="IN")
+@click.argument("folder", metavar="OUTDIR", type=click.Path())
+@click.option(
+    "--segments",
+    default="auto",
+    show_default=True,
+    metavar="auto|N|FILE",
+    help="Superblocks: widths (residual stages; runs of one width), resolutions, N bins of equal "
+    "MACs, or FILE.yaml (names, and regular expressions of layers); auto takes what fits.",
+)
+@click.option(
+    "--ratios",
+    default="1,.75,.5,.25",
+    show_default=True,
+    metavar="LIST",
+    help="Width modifiers of every superblock.",
+)
+@click.option(
+    "--constraint",
+    default="none",
+    show_default=True,
+    metavar="EXPR|FILE",
+    help="non-increasing, an expression like 'c1 >= c2 and c3 + c4 <= 1.5', or FILE.yaml with a "
+    "list of them.",
+)
+@click.option(
+    "--candidates",
+    type=click.IntRange(min=1),
+    default=12,
+    show_default=True,
+    metavar="K",
+    help="Networks that are built and measured, at most.",
+)
+@click.option(
+    "--also",
+    multiple=True,
+    metavar="LIST",
+    help="Ratios of a network that is built in any case, one per superblock, like 1,.5,.5.",
+)
+@click.option(
+    "--ranking",
+    default="lnr",
+    show_default=True,
+    metavar="NAME",
+    help="Which channels stay: lnr, or a criterion of pass prune.",
+)
+@click.option(
+    "--round-to",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Widths are multiples of this; 1 is off.",
+)
+@click.option("--data", required=True, metavar="SPEC", help="Calibration inputs.")
+@click.option("--eval", "eval_data", metavar="SPEC", help="Held-out inputs, labels optional.")
+@click.option("--metric", metavar="NAME", help="top1, top5, agreement or MODULE:FUNCTION.")
+@shared.preprocess_option
+@click.option(
+    "--executor",
+    type=click.Choice(["serial", "processes", "ray"]),
+    default="processes",
+    show_default=True,
+    help="Where networks are built: one after the other, in processes of this machine, or on a "
+    "Ray cluster. The models are the same.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="How many at a time [default: one per processor].",
+)
+@click.option("--address", metavar="HOST:PORT", help="Of a running Ray cluster, or auto.")
+@shared.execution_options
+@shared.size_options
+@click.option("--repair", type=click.Choice(REPAIRS), default="refit", show_default=True)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=SAMPLES,
+    show_default=True,
+    help="Inputs of --data that moments and repair look at, at most.",
+)
+@click.option("--exclude", multiple=True, metavar="REGEX", help="Node names to leave alone.")
+@shared.seed_option
+@click.option("--force", is_flag=True, help="Begin again where OUTDIR holds another search.")
+@shared.json_option
+@shared.quiet_option
+def search_command(**values: Any) -> None:
+    """Derive networks of several widths from the model IN, and write them to OUTDIR.
+
+    Layers are binned into superblocks, and every superblock has a set of width modifiers. All
+    combinations are estimated; the best for every size and latency are built without any training,
+    repaired, judged and timed. OUTDIR gets the models with their plans, search.csv, search.json and
+    a plot. A search that was killed goes on where it was when it is started again.
+    """
+    from onnxcompress.analyse.sizes import parse_shape
+    from onnxcompress.config import Config
+    from onnxcompress.plan.registry import make_pass
+    from onnxcompress.report import write
+    from onnxcompress.search.driver import OWNER, Request, search
+
+    segments, folder = values["segments"], Path(values["folder"])
+    ratios = numbers(values["ratios"], "--ratios")
+    owner = make_pass(
+        OWNER,
+        segments=int(segments) if segments.isdecimal() else segments,
+        ratios="+".join(f"{ratio:g}" for ratio in ratios),
+        ranking=values["ranking"],
+        round_to=values["round_to"],
+    )
+    config = Config(
+        passes=(make_pass("exact"), owner),
+        data=values["data"],
+        eval_data=values["eval_data"],
+        preprocess=values["preprocess"],
+        metric=values["metric"],
+        execution=shared.make_execution(values["providers"], values["threads"]),
+        shapes=dict(parse_shape(text) for text in values["shapes"]),
+        batch=values["batch"],
+        repair=values["repair"],
+        samples=values["samples"],
+        exclude=tuple(values["exclude"]),
+        seed=values["seed"],
+    )
+    write.make_folder(folder)
+    request = Request(
+        folder=folder,
+        constraint=values["constraint"],
+        count=values["candidates"],
+        also=tuple(numbers(text, "--also") for text in values["also"]),
+        executor=make_executor(values["executor"], values["workers"], values["address"]),
+        force=values["force"],
+    )
+    model = shared.model_source(values["source"])
+    with progress_for(quiet=values["quiet"]) as progress:
+        family = search(model, config, request, progress)
+    save(family, folder)
+    if values["as_json"]:
+        from onnxcompress.report.build import json_safe
+
+        click.echo(json.dumps(json_safe(family.to_dict()), indent=2))
+    else:
+        show(family, folder)
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """A list of ratios.
+
+    Raises:
+        UsageError: one of them is no number.
+    """
+    from onnxcompress.errors import UsageError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{option} '{text}' is not of the form 1,.75,.5") from error
+
+
+def make_executor(name: str, workers: int | None, address: str | None) -> Executor:
+    """An executor by name.
+
+    Raises:
+        UsageError: what it takes is not installed, or an option does not go with it.
+    """
+    from onnxcompress.errors import UsageError
+    from onnxcompress.runtime import default_threads
+    from onnxcompress.search.executors import Processes, Serial
+
+    if address is not None and name != "ray":
+        raise UsageError(f"--address goes with --executor ray, not {name}")
+    if name == "serial":
+        if workers not in (None, 1):
+            raise UsageError("--executor serial has one worker: --executor processes has more")
+        return Serial()
+    if name == "processes":
+        return Processes(workers or default_threads())
+    from onnxcompress.search.ray_executor import RayCluster
+
+    return RayCluster(address, workers)
+
+
+def save(family: Family, folder: Path) -> None:
+    """Write the tables and, where Matplotlib is installed, the plot.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    from onnxcompress.errors import UsageError
+    from onnxcompress.report import write
+    from onnxcompress.search.results import plotted
+
+    jobs = [
+        write.json_job(family.to_dict(), folder / "search.json"),
+        (folder / "search.csv", lambda file: file.write(family.to_csv().encode())),
+    ]
+    try:
+        picture = plotted(family)
+        jobs.append((folder / "pareto.png", lambda file: file.write(picture)))
+    except UsageError as error:
+        errors.print(f"note: {error}", style="dim", markup=False)
+    write.commit(jobs)
+
+
+def show(family: Family, folder: Path) -> None:
+    """Print the table of derived models."""
+    from rich.table import Table
+
+    from onnxcompress.search.results import labelled
+
+    best, chosen, whole = family.front, family.recommended, family.original
+    metric = family.rows[0].figures["metric"]["name"]
+    table = Table(title=f"{len(family.rows)} of {family.allowed['combinations']:,} combinations")
+    for name in ("ratios", metric, "loss", "params", "MACs", "file", "latency", ""):
+        table.add_column(name, justify="left" if name in {"ratios", ""} else "right")
+    for number, row in enumerate(family.rows):
+        marks = ["front"] * (number in best) + ["recommended"] * (number == chosen)
+        table.add_row(
+            labelled(row.ratios),
+            f"{row.figures['metric']['value']:.4g}",
+            f"{row.loss:.3g}",
+            *(f"{row.figures[k] / whole[k]:.3f}" for k in ("params", "macs", "file_bytes")),
+            f"{row.ratio:.3f}",
+            ", ".join(marks),
+        )
+    output.print(table)
+    output.print(f"written to {folder}: models, plans, search.csv, search.json", markup=False)

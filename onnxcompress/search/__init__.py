@@ -1,0 +1,1 @@
+"""Families of derived models: combinations of width modifiers, screened, built and compared."""

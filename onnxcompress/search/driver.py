@@ -1,0 +1,267 @@
+"""A search from end to end: superblocks, estimates, a selection, networks, latencies, a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from onnxcompress.calibrate.collectors import with_collectors
+from onnxcompress.config import Config
+from onnxcompress.errors import BoundError, UsageError
+from onnxcompress.graph.digest import model_digest
+from onnxcompress.journal import Journal
+from onnxcompress.load.source import ModelSource
+from onnxcompress.numerics.blas_threads import one_blas_pool
+from onnxcompress.pipeline import verdict_metric
+from onnxcompress.plan.options import Options, collect
+from onnxcompress.plan.reasons import most_frequent
+from onnxcompress.plan.stored import read_options, stored_options
+from onnxcompress.preparation import prepare
+from onnxcompress.progress import Progress, Silent
+from onnxcompress.report.build import environment
+from onnxcompress.report.write import model_bytes
+from onnxcompress.rewrite.manager import rewrite
+from onnxcompress.search.constraints import parse_constraint
+from onnxcompress.search.estimates import Estimates, by_superblock, count, in_proportion, singles
+from onnxcompress.search.executors import Executor, Serial
+from onnxcompress.search.explore import Vectors, candidates
+from onnxcompress.search.ledger import Ledger
+from onnxcompress.search.pareto import representatives
+from onnxcompress.search.results import Family, Row, labelled
+from onnxcompress.search.space import Space, Vector, chosen_by
+from onnxcompress.search.store import Store
+from onnxcompress.search.timings import BRIEF, LONG
+from onnxcompress.search.workshop import Found, Shared, Task
+from onnxcompress.workbench import Workbench
+
+OWNER = "scbp"
+_HELD = 2**31
+"""Bytes of samples that are sent along to other machines; more are read there."""
+
+_SIZE, _LATENCY = 1, 2
+"""Which of the objectives they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked of a search, besides the job's options.
+
+    Attributes:
+        folder: where models, tables and the store go.
+        constraint: on combinations of ratios, as text.
+        count: how many networks are built and measured, at most.
+        also: ratios per superblock of networks that are built in any case.
+        executor: where they are built.
+        force: begin again where the folder holds another search.
+    """
+
+    folder: Path
+    constraint: str = "none"
+    count: int = 12
+    also: tuple[tuple[float, ...], ...] = ()
+    executor: Executor = field(default_factory=Serial)
+    force: bool = False
+
+
+@one_blas_pool()
+def search(
+    source: ModelSource, config: Config, request: Request, progress: Progress | None = None
+) -> Family:
+    """Derive a family of networks from one.
+
+    Args:
+        source: the seed network.
+        config: of the job; among its passes is `scbp`. Its run folder is that of the search.
+        request: what is asked of the search.
+        progress: told what happens.
+
+    Raises:
+        UsageError: there are no calibration inputs, an option makes no sense, or the folder holds
+            another search.
+        BoundError: no superblock can be narrowed.
+        OnnxCompressError: whatever else is wrong, with its exit code.
+    """
+    if config.data is None:
+        raise UsageError("a search ranks networks by what they lose: give --data")
+    return Search(source, config, request, progress or Silent()).run()
+
+
+class Search:
+    """One search, with all that it knows.
+
+    Args:
+        source: the seed network.
+        config: of the job.
+        request: what is asked of the search.
+        progress: told what happens.
+    """
+
+    def __init__(
+        self, source: ModelSource, config: Config, request: Request, progress: Progress
+    ) -> None:
+        self._request, self._progress = request, progress
+        config = replace(config, run=request.folder / "run")
+        self._prepared = prepare(source, config, progress)
+        store = Store(request.folder, self._prepared.journal.context, force=request.force)
+        progress.stage("superblocks")
+        self._owner = next(owner for owner in self._prepared.passes if owner.name == OWNER)
+        options = self._collected()
+        if not options.sites:
+            raise BoundError(f"nothing could be gained: {most_frequent(options.refusals)}")
+        self._sites = options.sites
+        self._names = tuple(str(offers[0].setting.superblock) for offers in self._sites)
+        ratios = tuple(tuple(float(c.setting.ratio) for c in offers) for offers in self._sites)
+        self._space = Space(ratios, parse_constraint(request.constraint, self._names))
+        self._bench = Workbench.of(self._prepared, progress)
+        self._ledger = Ledger(
+            request.folder, store, request.executor, self._packed(), self._space, progress
+        )
+
+    def run(self) -> Family:
+        """Estimate, select, build and measure."""
+        estimates = self.estimates()
+        self._progress.stage("select")
+        every = candidates(self._space, estimates, self._prepared.config.seed)
+        chosen = self._selected(every, estimates)
+        self._progress.stage("build networks")
+        found = self._ledger.done([Task(v, briefly=False) for v in chosen], self._told)
+        self._progress.stage("measure latency")
+        latencies = self._ledger.timed("latency", chosen, self._ledger.model, LONG)
+        expected = estimates.objectives(np.array(chosen, dtype=np.intp))
+        rows = [
+            Row(
+                ratios=self._space.values(vector),
+                name=self._ledger.file(vector),
+                figures=found[vector]["figures"],
+                error=found[vector]["error"],
+                latency=latencies[vector],
+                expected=(float(one[0]), float(one[1]), float(one[2])),
+                seconds=found[vector]["seconds"],
+            )
+            for vector, one in zip(chosen, expected, strict=True)
+        ]
+        prepared = self._prepared
+        total = prepared.original.total()
+        return Family(
+            rows=tuple(sorted(rows, key=lambda row: -float(row.figures["file_bytes"]))),
+            superblocks=tuple(
+                {
+                    "name": name,
+                    "layers": [layer for layer, _ in offers[0].setting.kept],
+                    "ratios": [candidate.setting.ratio for candidate in offers],
+                }
+                for name, offers in zip(self._names, self._sites, strict=True)
+            ),
+            allowed={"combinations": self._space.size, "looked_at": len(every)},
+            original={
+                "model": prepared.source.label,
+                "params": total.params,
+                "macs": total.macs,
+                "file_bytes": prepared.source.file_bytes,
+            },
+            environment=environment(prepared.config.execution, prepared.config.seed),
+        )
+
+    def estimates(self) -> Estimates:
+        """What combinations are expected to be like, from every superblock at every ratio."""
+        vectors = singles(self._sites)
+        self._progress.stage("try superblocks")
+        tried = self._ledger.done([Task(vector, briefly=True) for vector in vectors])
+        counted = count(self._sites, self._owner, self._prepared.facts)
+        self._progress.stage("time superblocks")
+        whole = tuple(0 for _ in self._sites)
+        times = self._ledger.timed("time", [whole, *vectors], self._unrepaired, BRIEF)
+        first = {vector: next(iter(kinds.values())) for vector, kinds in times.items()}
+        # Ratios were taken side by side; the original's milliseconds at different times.
+        original_ms = float(np.median([one["original_ms"] for one in first.values()]))
+        all_of_it = first[whole]["ratio"]
+        saved = by_superblock(self._sites, lambda v: (all_of_it - first[v]["ratio"]) * original_ms)
+        return Estimates(
+            by_superblock(self._sites, lambda v: float(tried[v]["error"])),
+            counted,
+            in_proportion(saved, counted["macs"]),
+            self._prepared.facts.model.ByteSize(),
+            all_of_it * original_ms,
+        )
+
+    def _collected(self) -> Options:
+        """What the pass offers; found once, because ranking channels takes its time."""
+        prepared = self._prepared
+        found = prepared.journal.recall(
+            "options", lambda: stored_options(collect(prepared.facts, [self._owner]), {})
+        )
+        return read_options(found, {self._owner.name: self._owner})[0]
+
+    def _packed(self) -> Shared:
+        """What workers need; where they may be on other machines, with the samples in it."""
+        prepared, config = self._prepared, self._prepared.config
+        inputs = prepared.inputs
+        if inputs.calibration is None:
+            raise UsageError("a search ranks networks by what they lose: give --data")
+        if self._request.executor.elsewhere:
+            verdict = inputs.verdict.held(_HELD) if inputs.verdict is not None else None
+            inputs = replace(inputs, calibration=inputs.calibration.held(_HELD), verdict=verdict)
+        metric = verdict_metric(prepared)
+        if metric is None or inputs.calibration is None:
+            raise UsageError("a search judges networks on inputs of their own: give --eval")
+        # Channels are ranked by now: what workers collect is of the networks that they build.
+        facts = with_collectors(
+            prepared.facts,
+            inputs.calibration,
+            config.execution,
+            config.seed,
+            patched=config.samples,
+        )
+        alone = replace(prepared, inputs=inputs, facts=facts, journal=Journal(None, ""))
+        return Shared(alone, self._sites, metric, model_digest(prepared.original.model))
+
+    def _selected(self, every: Vectors, estimates: Estimates) -> list[Vector]:
+        """What was asked for in any case, and a few combinations that stand for all.
+
+        Raises:
+            BoundError: the constraint allows nothing but the network as it is.
+        """
+        narrower = every[np.any(every > 0, axis=1)]
+        if not len(narrower):
+            raise BoundError("the constraint allows nothing but the network as it is")
+        best = representatives(
+            estimates.objectives(narrower), self._request.count, (_SIZE, _LATENCY)
+        )
+        found = [tuple(int(at) for at in narrower[number]) for number in best]
+        return list(dict.fromkeys([*map(self._vector, self._request.also), *found]))
+
+    def _vector(self, ratios: Sequence[float]) -> Vector:
+        """The combination with these ratios.
+
+        Raises:
+            UsageError: a superblock does not have such a ratio.
+        """
+        if len(ratios) != len(self._sites):
+            raise UsageError(f"{labelled(ratios)}: there are {len(self._sites)} superblocks")
+        for ratio, known in zip(ratios, self._space.ratios, strict=True):
+            if ratio not in known:
+                raise UsageError(f"{labelled(ratios)}: {ratio:g} is none of {labelled(known)}")
+        return tuple(
+            known.index(ratio) for ratio, known in zip(ratios, self._space.ratios, strict=True)
+        )
+
+    def _unrepaired(self, vector: Vector) -> bytes:
+        """A combination as quick as it will be, and not fitted."""
+        chosen = chosen_by(vector, self._sites)
+        model = self._prepared.facts.model
+        if chosen:
+            model = rewrite(model, chosen, self._bench.passes, memo=self._bench.memo).model
+        return model_bytes(self._bench.mender.unfitted(model, chosen))
+
+    def _told(self, found: Found) -> str:
+        """A network as it comes in."""
+        figures, total = found.figures, self._prepared.original.total()
+        drop = figures["drop"]
+        lost = f"an error of {found.error:.3g}"
+        if drop is not None:
+            lost = f"{drop['points']:.2f} points"
+        name = labelled(self._space.values(found.task.vector))
+        return f"{name} loses {lost} at {figures['params'] / total.params:.3f} of the parameters"

@@ -1,0 +1,84 @@
+"""The search space: a set of ratios per superblock, all combinations of them, and constraints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from onnxcompress.errors import UsageError
+from onnxcompress.plan.contract import Candidate
+from onnxcompress.search.constraints import Constraint
+
+Vector = tuple[int, ...]
+"""Per superblock, which of its ratios; 0 is the whole width."""
+
+_TRIES = 200
+
+
+@dataclass(frozen=True)
+class Space:
+    """All combinations of one ratio per superblock that a constraint allows.
+
+    Attributes:
+        ratios: per superblock, falling; the first is 1.
+        constraint: what combinations must satisfy.
+    """
+
+    ratios: tuple[tuple[float, ...], ...]
+    constraint: Constraint
+
+    @property
+    def size(self) -> int:
+        """How many combinations there are, whether they are allowed or not."""
+        return prod(len(each) for each in self.ratios)
+
+    def values(self, vector: Vector) -> tuple[float, ...]:
+        """The ratios of a combination."""
+        return tuple(each[at] for each, at in zip(self.ratios, vector, strict=True))
+
+    def allows(self, vector: Vector) -> bool:
+        """Whether the constraint holds."""
+        return self.constraint.allows(self.values(vector))
+
+    def vectors(self) -> Iterator[Vector]:
+        """All allowed combinations, one after the other; nothing is kept."""
+        every = product(*(range(len(each)) for each in self.ratios))
+        return (vector for vector in every if self.allows(vector))
+
+    def draw(self, generator: np.random.Generator) -> Vector:
+        """An allowed combination at random.
+
+        Raises:
+            UsageError: none was found: the constraint leaves next to nothing.
+        """
+        for _ in range(_TRIES):
+            vector = self.settled([int(generator.integers(len(each))) for each in self.ratios])
+            if self.allows(vector):
+                return vector
+        raise UsageError(
+            f"--constraint '{self.constraint.text}' holds for none of {_TRIES} random combinations"
+        )
+
+    def settled(self, vector: Sequence[int]) -> Vector:
+        """A combination with its ratios in falling order, where the constraint asks for that."""
+        if not (self.constraint.falling and self._alike):
+            return tuple(vector)
+        return tuple(sorted(vector))
+
+    @cached_property
+    def _alike(self) -> bool:
+        """Whether all superblocks have the same ratios."""
+        return len(set(self.ratios)) == 1
+
+
+def chosen_by(
+    vector: Vector, sites: Sequence[Sequence[Candidate[Any]]]
+) -> tuple[Candidate[Any], ...]:
+    """The candidates of a combination; superblocks at their whole width are left out."""
+    return tuple(offers[at] for offers, at in zip(sites, vector, strict=True) if at)

@@ -1,0 +1,1 @@
+"""Structured coarse block pruning: superblocks of layers whose widths shrink together."""
