@@ -193,7 +193,8 @@ def make_executor(name: str, workers: int | None, address: str | None) -> Execut
             raise UsageError("--executor serial has one worker: --executor processes has more")
         return Serial()
     if name == "processes":
-        return Processes(workers or default_threads())
+        count = workers or default_threads()
+        return Processes(count) if count > 1 else Serial()
     from onnxcompress.search.ray_executor import RayCluster
 
     return RayCluster(address, workers)
@@ -230,17 +231,18 @@ def show(family: Family, folder: Path) -> None:
     best, chosen, whole = family.front, family.recommended, family.original
     metric = family.rows[0].figures["metric"]["name"]
     table = Table(title=f"{len(family.rows)} of {family.allowed['combinations']:,} combinations")
-    for name in ("ratios", metric, "loss", "params", "MACs", "file", "latency", ""):
-        table.add_column(name, justify="left" if name in {"ratios", ""} else "right")
+    for name in ("ratios", metric, "loss", "params", "MACs", "file", "latency", "front"):
+        side: Any = "left" if name in {"ratios", "front"} else "right"
+        table.add_column(name, justify=side, no_wrap=True)
     for number, row in enumerate(family.rows):
-        marks = ["front"] * (number in best) + ["recommended"] * (number == chosen)
         table.add_row(
             labelled(row.ratios),
             f"{row.figures['metric']['value']:.4g}",
             f"{row.loss:.3g}",
             *(f"{row.figures[k] / whole[k]:.3f}" for k in ("params", "macs", "file_bytes")),
             f"{row.ratio:.3f}",
-            ", ".join(marks),
+            "*" if number in best else "",
         )
     output.print(table)
+    output.print(f"recommended, at the knee of the front: {family.rows[chosen].name}", markup=False)
     output.print(f"written to {folder}: models, plans, search.csv, search.json", markup=False)

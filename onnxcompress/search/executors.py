@@ -24,6 +24,9 @@ _RETRIES = 3
 """How often a task may take its worker down before the search gives up."""
 
 
+_FEWEST = 2
+
+
 class Executor(Protocol):
     """Runs tasks on what they share, and calls on one worker that has its machine for itself."""
 
@@ -75,10 +78,15 @@ class Processes(Local):
     """Several processes on this machine (joblib); what they share is written to a file once.
 
     Args:
-        workers: how many processes.
+        workers: how many processes, two or more: joblib does not make a single one.
+
+    Raises:
+        UsageError: there would be fewer.
     """
 
     def __init__(self, workers: int) -> None:
+        if workers < _FEWEST:
+            raise UsageError("one worker is --executor serial: processes are two or more")
         self._workers = workers
 
     def run(self, shared: Shared, tasks: Sequence[Task]) -> Iterator[Found]:
@@ -97,7 +105,7 @@ class Processes(Local):
         with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
             path, token = _written(shared, Path(folder))
             for _ in range(_RETRIES):
-                count = min(self._workers, len(left))
+                count = min(self._workers, max(_FEWEST, len(left)))
                 pool = Parallel(n_jobs=count, return_as="generator_unordered", batch_size=1)
                 try:
                     jobs = [delayed(from_file)(path, token, task) for task in left.values()]

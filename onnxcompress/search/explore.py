@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from onnxcompress.errors import UsageError
 from onnxcompress.search.estimates import Estimates, Floats
-from onnxcompress.search.pareto import front
 from onnxcompress.search.space import Space, Vector
 
 Vectors = NDArray[np.intp]
@@ -32,7 +31,7 @@ def candidates(space: Space, estimates: Estimates, seed: int) -> Vectors:
     Raises:
         UsageError: the constraint allows none; or Optuna is not installed and the space is large.
     """
-    if space.size <= LISTED:
+    if space.listed <= LISTED:
         found = np.array(list(space.vectors()), dtype=np.intp)
         if not len(found):
             raise UsageError(f"--constraint '{space.constraint.text}' allows no combination")
@@ -123,25 +122,15 @@ def seeds(
     found: dict[Vector, None] = {}
     for _ in range(4 * most):
         weights = 10.0 ** generator.uniform(-3.0, 3.0, size=2)
-        drawn = [
-            int(
-                np.argmin(
-                    estimates.error[at] / scale[0]
-                    - weights[0] * octets[at] / scale[1]
-                    - weights[1] * estimates.ms.single[at] / scale[2]
-                )
-            )
+        costs = [
+            estimates.error[at] / scale[0]
+            - weights[0] * octets[at] / scale[1]
+            - weights[1] * estimates.ms.single[at] / scale[2]
             for at in range(len(space.ratios))
         ]
-        vector = space.settled(drawn)
+        vector = space.settled([int(np.argmin(cost)) for cost in costs])
         if space.allows(vector):
             found.setdefault(vector)
         if len(found) == most:
             break
     return list(found)
-
-
-def best_of(vectors: Vectors, points: Floats) -> tuple[Vectors, Floats]:
-    """The front of a sample."""
-    kept = front(points)
-    return vectors[kept], points[kept]

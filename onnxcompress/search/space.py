@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
-from math import prod
+from itertools import combinations_with_replacement, product
+from math import comb, prod
 from typing import Any
 
 import numpy as np
@@ -46,9 +46,22 @@ class Space:
         """Whether the constraint holds."""
         return self.constraint.allows(self.values(vector))
 
+    @property
+    def listed(self) -> int:
+        """How many combinations `vectors` goes through."""
+        if not self.falls:
+            return self.size
+        count, kinds = len(self.ratios), len(self.ratios[0])
+        return comb(count + kinds - 1, count)
+
     def vectors(self) -> Iterator[Vector]:
         """All allowed combinations, one after the other; nothing is kept."""
-        every = product(*(range(len(each)) for each in self.ratios))
+        if self.falls:
+            every: Iterator[Vector] = combinations_with_replacement(
+                range(len(self.ratios[0])), len(self.ratios)
+            )
+        else:
+            every = product(*(range(len(each)) for each in self.ratios))
         return (vector for vector in every if self.allows(vector))
 
     def draw(self, generator: np.random.Generator) -> Vector:
@@ -58,23 +71,29 @@ class Space:
             UsageError: none was found: the constraint leaves next to nothing.
         """
         for _ in range(_TRIES):
-            vector = self.settled([int(generator.integers(len(each))) for each in self.ratios])
+            vector = self._drawn(generator)
             if self.allows(vector):
                 return vector
         raise UsageError(
             f"--constraint '{self.constraint.text}' holds for none of {_TRIES} random combinations"
         )
 
+    def _drawn(self, generator: np.random.Generator) -> Vector:
+        if not self.falls:
+            return tuple(int(generator.integers(len(each))) for each in self.ratios)
+        # Stars and bars: every falling combination is as likely as any other.
+        count, kinds = len(self.ratios), len(self.ratios[0])
+        places = np.sort(generator.choice(count + kinds - 1, count, replace=False))
+        return tuple(int(place) for place in places - np.arange(count))
+
     def settled(self, vector: Sequence[int]) -> Vector:
         """A combination with its ratios in falling order, where the constraint asks for that."""
-        if not (self.constraint.falling and self._alike):
-            return tuple(vector)
-        return tuple(sorted(vector))
+        return tuple(sorted(vector)) if self.falls else tuple(vector)
 
     @cached_property
-    def _alike(self) -> bool:
-        """Whether all superblocks have the same ratios."""
-        return len(set(self.ratios)) == 1
+    def falls(self) -> bool:
+        """Whether ratios are to fall, and all superblocks have the same."""
+        return self.constraint.falling and len(set(self.ratios)) == 1
 
 
 def chosen_by(

@@ -15,6 +15,7 @@ VARIANTS = (
     {"shared": "atoms"},
     {"shared": "edges"},
     {"shared": "kernels", "source": "both"},
+    {"ranking": "weight", "round_to": 1},
 )
 
 

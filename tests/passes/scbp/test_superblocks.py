@@ -1,0 +1,190 @@
+"""Superblocks are found from the graph; what a narrower one keeps a wider one keeps, too."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcompress.analyse.facts import Facts, analyse
+from onnxcompress.errors import UsageError
+from onnxcompress.graph.infer import with_value_info
+from onnxcompress.plan.contract import NoCandidate, Refusal
+from onnxcompress.plan.options import collect
+from onnxcompress.plan.registry import make_pass
+from onnxcompress.rewrite.manager import rewrite
+from tests.passes.scbp.resnets import resnet
+
+PLAIN = """net (float[N, 3, 16, 16] x) => (float[N, 5] y) {
+    [a] a = Conv <pads = [1, 1, 1, 1]> (x, wa) [ra] a1 = Relu (a)
+    [b] b = Conv <pads = [1, 1, 1, 1]> (a1, wb) [rb] b1 = Relu (b)
+    [p] p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (b1)
+    [c] c = Conv <pads = [1, 1, 1, 1]> (p, wc) [rc] c1 = Relu (c)
+    [d] d = Conv <pads = [1, 1, 1, 1]> (c1, wd) [rd] d1 = Relu (d)
+    [g] g = GlobalAveragePool (d1) [f] f = Flatten (g) [y] y = Gemm <transB = 1> (f, wy) }"""
+SHAPES = {
+    "wa": (16, 3, 3, 3),
+    "wb": (16, 16, 3, 3),
+    "wc": (16, 16, 3, 3),
+    "wd": (32, 16, 3, 3),
+    "wy": (5, 32),
+}
+
+
+@pytest.fixture
+def plain() -> Facts:
+    model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 17]>' + PLAIN)
+    generator = np.random.default_rng(1)
+    for name, shape in SHAPES.items():
+        values = generator.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    return analyse(with_value_info(model), {"x": (2, 3, 16, 16)})
+
+
+def names(facts: Facts, **options: Any) -> list[list[str]]:
+    owner = make_pass("scbp", ranking="weight", round_to=1, **options)
+    sites = collect(facts, [owner]).sites
+    return [[name for name, _ in offers[0].setting.kept] for offers in sites]
+
+
+def test_plain_networks_by_width_resolution_and_macs(plain: Facts) -> None:
+    assert names(plain, segments="widths") == [["a", "b", "c"], ["d"]]
+    assert names(plain, segments="resolutions") == [["a", "b"], ["c", "d"]]
+    # b alone has 590 of 1,030 thousand multiplications.
+    assert names(plain, segments=3) == [["a"], ["b"], ["c", "d"]]
+    assert names(plain, segments=1) == [["a", "b", "c", "d"]]
+    assert names(plain) == [["a", "b", "c"], ["d"]]
+
+
+def test_residual_stages_with_what_is_inside_of_them() -> None:
+    facts = analyse(resnet(18, size=32, width=8), {"x": (1, 3, 32, 32)})
+    first, second, *_, last = names(facts)
+    assert first == ["stem", "s1b0c1", "s1b1c1"]
+    assert second == ["s2b0c1", "s2b0c2", "s2b1c1"]
+    assert last == ["s4b0c1", "s4b0c2", "s4b1c1"]
+
+
+def test_superblocks_as_a_file_says(plain: Facts, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("early: [^a$, ^b$]\nlate: ^d$\n")
+    owner = make_pass("scbp", ranking="weight", segments=str(path), round_to=1)
+    options = collect(plain, [owner])
+    assert [offers[0].setting.superblock for offers in options.sites] == ["early", "late"]
+    assert Refusal("scbp", "c", "no superblock has it") in options.refusals
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("early: ^nothing$", "superblock 'early' matches no layer"),
+        ("- a", "must map names"),
+        ("early: ['(']", "superblock 'early'"),
+        ("early: [1]", "must be a list of regular expressions"),
+        ("a: b: c", "cannot be read"),
+    ],
+)
+def test_files_that_say_nothing(plain: Facts, tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        collect(plain, [make_pass("scbp", ranking="weight", segments=str(path))])
+
+
+def test_kept_channels_are_nested_and_widths_rounded(plain: Facts) -> None:
+    owner = make_pass("scbp", ranking="weight", ratios="0.9+0.6+0.4+0.1", segments="widths")
+    first, second = collect(plain, [owner]).sites
+    widths = [[len(kept) for _, kept in c.setting.kept] for c in first]
+    # Multiples of 8 and never none: 0.9 of 16 is 16 again, and so are 0.4 and 0.1 what 0.6 is.
+    assert widths == [[16, 16, 16], [8, 8, 8]]
+    assert [len(c.setting.kept[0][1]) for c in second] == [32, 16, 8]
+    for offers in (first, second):
+        for wide, narrow in pairwise(offers):
+            for (name, more), (same, less) in zip(
+                wide.setting.kept, narrow.setting.kept, strict=True
+            ):
+                assert name == same
+                assert set(less) <= set(more)
+
+
+def test_ratio_one_gives_the_bytes_of_the_canonical_form(plain: Facts) -> None:
+    owner = make_pass("scbp", ranking="weight")
+    chosen = [offers[0] for offers in collect(plain, [owner]).sites]
+    same = rewrite(plain.model, chosen, {"scbp": owner}, strict=True).model
+    untouched = rewrite(plain.model, [], {}).model
+    assert same.SerializeToString() == untouched.SerializeToString()
+
+
+def test_widths_given_one_by_one(plain: Facts) -> None:
+    owner = make_pass("scbp", ranking="weight", widths="1+0.5", round_to=1)
+    options = collect(plain, [owner])
+    ((candidate,),) = options.sites
+    assert candidate.recommended
+    assert (candidate.setting.superblock, candidate.setting.ratio) == ("2", 0.5)
+    with pytest.raises(UsageError, match="has 3 ratios for 2 superblocks"):
+        collect(plain, [make_pass("scbp", ranking="weight", widths="1+1+0.5")])
+
+
+def test_removed_equals_zeroed(plain: Facts, kit: Any) -> None:
+    owner = make_pass("scbp", ranking="weight", ratios=0.5, round_to=1)
+    chosen = [offers[-1] for offers in collect(plain, [owner]).sites]
+    small = rewrite(plain.model, chosen, {"scbp": owner}, strict=True).model
+    zeroed = onnx.ModelProto()
+    zeroed.CopyFrom(plain.model)
+    gone = {
+        name: sorted(set(range(SHAPES[f"w{name}"][0])) - set(kept))
+        for candidate in chosen
+        for name, kept in candidate.setting.kept
+    }
+    # None of these layers has a bias, so a filter of zeros makes a channel of zeros.
+    for tensor in zeroed.graph.initializer:
+        if tensor.name[1:] in gone:
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            values[gone[tensor.name[1:]]] = 0.0
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)}
+    (expected,), (found,) = kit.run(zeroed, feeds), kit.run(small, feeds)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"segments": "stages"}, "segments='stages'"),
+        ({"segments": 0}, "segments=0"),
+        ({"ratios": "0.5+2"}, "ratios lie above 0"),
+        ({"ratios": "a"}, "not of the form"),
+        ({"ranking": "luck"}, "ranking='luck'"),
+        ({"round_to": 0}, "round_to=0"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        make_pass("scbp", **options)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"superblock": "1", "ratio": 0.5, "kept": []},
+        {"superblock": "1", "ratio": 2, "kept": [["a", [0]]]},
+        {"superblock": 1, "ratio": 0.5, "kept": [["a", [0]]]},
+        {"superblock": "1", "ratio": 0.5, "kept": [["a", []]]},
+        {"superblock": "1", "ratio": 0.5, "kept": [["a", [0]], ["a", [1]]]},
+        {"superblock": "1", "ratio": 0.5, "kept": [["a", [0.5]]]},
+    ],
+)
+def test_plan_entries_that_do_not_fit(values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="does not fit pass 'scbp'"):
+        make_pass("scbp").load_setting(values)
+
+
+def test_a_superblock_with_nothing_to_give(plain: Facts) -> None:
+    owner = make_pass("scbp", ranking="weight", ratios=0.9)
+    site = next(s for s in owner.sites(plain) if not isinstance(s, Refusal))
+    with pytest.raises(NoCandidate, match=r"all channels of superblock '1' stay at ratio 0\.9"):
+        owner.candidates(site, plain)

@@ -1,0 +1,257 @@
+"""The same models whatever the executor; killed workers and drivers lose nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcompress.config import Config
+from onnxcompress.errors import OnnxCompressError, UsageError
+from onnxcompress.latency.interleave import Budget
+from onnxcompress.search.driver import Request, search
+from onnxcompress.search.executors import Executor, Local, Processes, Serial
+from onnxcompress.search.results import Family, plan_name
+from onnxcompress.search.workshop import Found, Shared, Task, Workshop
+
+
+@dataclass
+class Counting(Local):
+    """Serial, and says what it was asked for; stops after so many tasks as if it were killed."""
+
+    most: int = 10**6
+    asked: list[str] = field(default_factory=list)
+
+    def run(self, shared: Shared, tasks: Sequence[Task]) -> Iterator[Found]:
+        workshop = Workshop(shared)
+        for task in tasks:
+            if len(self.asked) == self.most:
+                raise KeyboardInterrupt
+            self.asked.append(task.key)
+            yield workshop(task)
+
+
+def models(family: Family, folder: Path) -> dict[str, bytes]:
+    return {row.name: (folder / row.name).read_bytes() for row in family.rows}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def in_a_hurry() -> Iterator[None]:
+    """No test here looks at a latency: they are measured, but not for long."""
+    brief = Budget(rounds=2, seconds=0.0, min_runs=2, warmup_runs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onnxcompress.search.driver.LONG", brief)
+        patch.setattr("onnxcompress.search.driver.BRIEF", brief)
+        yield
+
+
+@pytest.fixture(scope="module")
+def reference(
+    in_a_hurry: None,
+    network: onnx.ModelProto,
+    config_for: Callable[..., Config],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Family, Path]:
+    folder = tmp_path_factory.mktemp("serial")
+    family = search(network, config_for(), Request(folder=folder, count=4, executor=Serial()))
+    return family, folder
+
+
+def test_a_family(reference: tuple[Family, Path], network: onnx.ModelProto) -> None:
+    family, folder = reference
+    assert 2 <= len(family.rows) <= 4
+    assert family.allowed == {"combinations": 9, "looked_at": 9}
+    assert [one["layers"] for one in family.superblocks] == [["a", "b"], ["c"]]
+    for row in family.rows:
+        model = onnx.load(folder / row.name)
+        onnx.checker.check_model(model, full_check=True)
+        shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+        convs = [node for node in model.graph.node if node.op_type == "Conv"]
+        expected = [round(8 * row.ratios[0])] * 2 + [round(12 * row.ratios[1])]
+        assert [shapes[node.input[1]][0] for node in convs] == expected
+        assert row.figures["params"] < family.original["params"]
+        assert row.figures["file_bytes"] == (folder / row.name).stat().st_size
+        assert (folder / plan_name(row.name)).exists()
+    assert family.recommended in family.front
+
+
+def test_processes_make_the_same_models(
+    reference: tuple[Family, Path],
+    network: onnx.ModelProto,
+    config_for: Callable[..., Config],
+    folder: Path,
+) -> None:
+    family, place = reference
+    again = search(network, config_for(), Request(folder=folder, count=4, executor=Processes(2)))
+    # Which are built depends on measured times; those that both built are equal.
+    ours, theirs = models(again, folder), models(family, place)
+    common = set(ours) & set(theirs)
+    assert common
+    assert {name: ours[name] for name in common} == {name: theirs[name] for name in common}
+
+
+def test_plans_make_the_same_models(
+    reference: tuple[Family, Path], network: onnx.ModelProto, config_for: Callable[..., Config]
+) -> None:
+    import onnxcompress as oc
+
+    family, place = reference
+    config = config_for()
+    for row in family.rows[-1:]:
+        result = oc.compress(
+            network,
+            plan=place / plan_name(row.name),
+            data=config.data,
+            eval_data=config.eval_data,
+            max_drop=100.0,
+            min_snr=-100.0,
+            threads=1,
+            gate=False,
+        )
+        found = result.model.SerializeToString(deterministic=True)
+        assert found == (place / row.name).read_bytes()
+
+
+def test_a_search_that_was_interrupted_goes_on(
+    network: onnx.ModelProto, config_for: Callable[..., Config], folder: Path
+) -> None:
+    every = ((0.75, 1.0), (1.0, 0.5), (0.5, 0.5))
+    request = Request(folder=folder, count=1, also=every)
+    cut = Counting(most=6)
+    with pytest.raises(KeyboardInterrupt):
+        search(network, config_for(), replace_executor(request, cut))
+    rest = Counting()
+    family = search(network, config_for(), replace_executor(request, rest))
+    assert not set(cut.asked) & set(rest.asked)
+    built = [key for key in (*cut.asked, *rest.asked) if key.startswith("network")]
+    assert len(built) == len(family.rows)
+    # Once more: nothing is left to do, unless a file was changed.
+    idle = Counting()
+    search(network, config_for(), replace_executor(request, idle))
+    assert idle.asked == []
+    (folder / family.rows[0].name).write_bytes(b"something else")
+    again = Counting()
+    repeated = search(network, config_for(), replace_executor(request, again))
+    assert len(again.asked) == 1
+    assert models(repeated, folder)[family.rows[0].name] != b"something else"
+
+
+def test_another_search_in_the_same_folder_is_refused(
+    network: onnx.ModelProto, config_for: Callable[..., Config], folder: Path
+) -> None:
+    search(network, config_for(), Request(folder=folder, count=1))
+    with pytest.raises(UsageError, match="holds a search with another model"):
+        search(network, config_for(ratios="0.5+0.25"), Request(folder=folder, count=1))
+    assert search(network, config_for(), Request(folder=folder, count=1))
+
+
+@dataclass(frozen=True)
+class Deadly(Task):
+    """A task that takes its worker process along, as often as its file says."""
+
+    path: str = ""
+
+    @property
+    def key(self) -> str:
+        left = int(Path(self.path).read_text())
+        if left and os.getpid() != int(Path(self.path + ".driver").read_text()):
+            Path(self.path).write_text(str(left - 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().key
+
+    def __getstate__(self) -> dict[str, object]:
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        # Unpacked in the worker: the moment to die.
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+        _ = self.key
+
+
+@pytest.mark.parametrize(("deaths", "survives"), [(1, True), (10, False)])
+def test_workers_that_die(
+    network: onnx.ModelProto,
+    config_for: Callable[..., Config],
+    folder: Path,
+    tmp_path: Path,
+    deaths: int,
+    survives: bool,
+) -> None:
+    shared = shared_of(network, config_for(), folder)
+    path = tmp_path / "deaths"
+    path.write_text(str(deaths))
+    Path(f"{path}.driver").write_text(str(os.getpid()))
+    tasks = [
+        Task((1, 0), briefly=True),
+        Deadly((0, 1), briefly=True, path=str(path)),
+        Task((1, 1), briefly=True),
+    ]
+    pool: Executor = Processes(2)
+    if survives:
+        found = sorted(one.task.vector for one in pool.run(shared, tasks))
+        assert found == [(0, 1), (1, 0), (1, 1)]
+    else:
+        with pytest.raises(OnnxCompressError, match="workers died 3 times"):
+            list(pool.run(shared, tasks))
+
+
+def shared_of(network: onnx.ModelProto, config: Config, folder: Path) -> Shared:
+    """What a search would share."""
+    kept: list[Shared] = []
+
+    @dataclass
+    class Catching(Local):
+        def run(self, shared: Shared, tasks: Sequence[Task]) -> Iterator[Found]:
+            kept.append(shared)
+            raise KeyboardInterrupt
+            yield
+
+    with pytest.raises(KeyboardInterrupt):
+        search(network, config, Request(folder=folder, executor=Catching()))
+    return kept[0]
+
+
+def replace_executor(request: Request, executor: Executor) -> Request:
+    from dataclasses import replace
+
+    return replace(request, executor=executor)
+
+
+def test_a_driver_that_was_killed_goes_on(
+    network: onnx.ModelProto, config_for: Callable[..., Config], folder: Path, tmp_path: Path
+) -> None:
+    """`kill -9` of the whole command, then the same command: nothing is built twice."""
+    onnx.save(network, tmp_path / "net.onnx")
+    config = config_for()
+    np.savez(tmp_path / "data.npz", x=config.data["x"])
+    np.savez(tmp_path / "eval.npz", x=config.eval_data["x"])
+    command = [
+        *(sys.executable, "-m", "onnxcompress", "search", str(tmp_path / "net.onnx"), str(folder)),
+        *("--data", str(tmp_path / "data.npz"), "--eval", str(tmp_path / "eval.npz")),
+        *("--round-to", "1", "--candidates", "3", "--executor", "serial", "--threads", "1"),
+    ]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE)
+    while not list(folder.glob("c*.onnx")) and first.poll() is None:
+        time.sleep(0.02)
+    first.kill()
+    first.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("c*.plan.json")}
+    assert before
+    second = subprocess.run(command, capture_output=True, text=True, check=True)
+    after = {path.name: path.stat().st_mtime_ns for path in folder.glob("c*.plan.json")}
+    assert len(after) > 1
+    # The last one may have been written when the finding was not yet.
+    changed = [name for name in before if after[name] != before[name]]
+    assert len(changed) <= 1
+    assert (folder / "search.csv").read_text().count("\n") == len(after) + 1
+    assert "recommended, at the knee of the front: c" in second.stdout
