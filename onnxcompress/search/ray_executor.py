@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -14,6 +15,9 @@ from onnxcompress.search.workshop import Found, Shared, Task
 T = TypeVar("T")
 _RETRIES = 5
 """How often a task is done again after its worker or node died."""
+
+_PATIENCE = 10.0
+"""Seconds that a cluster has to answer."""
 
 
 class RayCluster:
@@ -37,8 +41,9 @@ class RayCluster:
             raise UsageError(needs_extra("--executor ray", "Ray")) from error
         self._ray = ray
         if not ray.is_initialized():
+            _demand_answer(address)
+            given: dict[str, Any] = {"address": address} if address else {"num_cpus": workers}
             try:
-                given: dict[str, Any] = {"address": address} if address else {"num_cpus": workers}
                 ray.init(**given, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, ValueError) as error:
                 raise UsageError(f"--address '{address}': no Ray cluster: {error}") from error
@@ -93,10 +98,10 @@ class RayCluster:
             asked = ray.remote(kind_of_node).options(scheduling_strategy=near)
             name = ray.get(asked.remote(processors))
             if name not in kinds:
-                whole = ray.remote(call).options(
+                whole = ray.remote(_called).options(
                     num_cpus=processors, scheduling_strategy=near, max_retries=_RETRIES
                 )
-                kinds[name] = ray.get(whole.remote())
+                kinds[name] = ray.get(whole.remote(call))
         return kinds
 
     def _place(self, shared: Shared) -> tuple[Any, str]:
@@ -107,8 +112,27 @@ class RayCluster:
         return self._placed[1], self._placed[2]
 
 
+def _demand_answer(address: str | None) -> None:
+    """Refuse an address where nothing listens; Ray itself would try for minutes.
+
+    Raises:
+        UsageError: nothing does.
+    """
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or "/" in host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+    except OSError as error:
+        raise UsageError(f"--address '{address}': nothing answers there: {error}") from error
+
+
 def _do(octets: bytes, token: str, task: Task) -> Found:
     return workshop_for(token, lambda: octets)(task)
+
+
+def _called(call: Callable[[], T]) -> T:
+    return call()
 
 
 def _cause(error: Any) -> OnnxCompressError:

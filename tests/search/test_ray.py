@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine: the same models; dead workers and nodes lose nothing."""
+"""A Ray cluster of two nodes on this machine: the same models, whatever dies on the way."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from onnxcompress.search.driver import Request, search
 from onnxcompress.search.executors import Local
 from onnxcompress.search.workshop import Found, Shared, Task, Workshop
 
-ray = pytest.importorskip(
-    "ray", reason="Ray is not installed: pip install onnxcompress[distributed]"
-)
+ray = pytest.importorskip("ray", reason="Ray is not installed")
 
 from onnxcompress.search.ray_executor import RayCluster  # noqa: E402
 
@@ -116,7 +114,7 @@ def test_a_worker_that_is_killed(cluster: Any, serial: Both, tmp_path: Path) -> 
         Mortal((0, 1), briefly=False, path=str(marker)),
         Task((1, 1), briefly=False),
     ]
-    found = [one for one in RayCluster().run(serial.shared[0], tasks)]
+    found = list(RayCluster().run(serial.shared[0], tasks))
     assert marker.exists()
     assert sorted(one.task.vector for one in found) == [(0, 1), (1, 0), (1, 1)]
     assert all(same(one, serial.found[one.task.key]) for one in found)
@@ -145,5 +143,5 @@ def test_a_node_that_is_killed(cluster: Any, serial: Both) -> None:
 def test_nobody_at_the_address() -> None:
     if ray.is_initialized():
         ray.shutdown()
-    with pytest.raises(UsageError, match="no Ray cluster"):
+    with pytest.raises(UsageError, match="nothing answers"):
         RayCluster("127.0.0.1:1")
