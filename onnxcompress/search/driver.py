@@ -116,6 +116,7 @@ class Search:
         ratios = tuple(tuple(float(c.setting.ratio) for c in offers) for offers in self._sites)
         self._space = Space(ratios, parse_constraint(request.constraint, self._names))
         self._bench = Workbench.of(self._prepared, progress)
+        self._seen: dict[str, tuple[float, float]] = {}
         self._ledger = Ledger(
             request.folder, store, request.executor, self._packed(), self._space, progress
         )
@@ -257,11 +258,15 @@ class Search:
         return model_bytes(self._bench.mender.unfitted(model, chosen))
 
     def _told(self, found: Found) -> str:
-        """A network as it comes in."""
-        figures, total = found.figures, self._prepared.original.total()
-        drop = figures["drop"]
-        lost = f"an error of {found.error:.3g}"
-        if drop is not None:
-            lost = f"{drop['points']:.2f} points"
+        """A network as it comes in, and the best of those that came in so far."""
+        drop, octets = found.figures["drop"], found.figures["file_bytes"]
+        lost, unit = (found.error, "error") if drop is None else (drop["points"], "points lost")
         name = labelled(self._space.values(found.task.vector))
-        return f"{name} loses {lost} at {figures['params'] / total.params:.3f} of the parameters"
+        self._seen[name] = float(lost), octets / self._prepared.source.file_bytes
+        told = {key: f"{loss:.3g} {unit} at {size:.3f}" for key, (loss, size) in self._seen.items()}
+        least = min(self._seen, key=lambda one: self._seen[one][0])
+        smallest = min(self._seen, key=lambda one: self._seen[one][1])
+        return (
+            f"{name} {told[name]} of the file; so far the least is lost by {least} ({told[least]}),"
+            f" the smallest is {smallest} ({told[smallest]})"
+        )
