@@ -65,6 +65,13 @@ if TYPE_CHECKING:
     help="Which channels stay: lnr, or a criterion of pass prune.",
 )
 @click.option(
+    "--within",
+    type=click.Choice(["inner", "even"]),
+    default="inner",
+    show_default=True,
+    help="What of a superblock is narrowed: what is inside of residual branches, or everything.",
+)
+@click.option(
     "--round-to",
     type=click.IntRange(min=1),
     default=8,
@@ -125,6 +132,7 @@ def search_command(**values: Any) -> None:
         segments=int(segments) if segments.isdecimal() else segments,
         ratios="+".join(f"{ratio:g}" for ratio in ratios),
         ranking=values["ranking"],
+        within=values["within"],
         round_to=values["round_to"],
     )
     config = Config(

@@ -23,7 +23,9 @@ from tests.passes.scbp.resnets import resnet
 def test_counts_of_every_combination(segments: Any) -> None:
     model = resnet(18, size=32, width=8)
     facts = analyse(model, {"x": (1, 3, 32, 32)})
-    owner = make_pass("scbp", ranking="weight", ratios="0.5+0.25", round_to=1, segments=segments)
+    owner = make_pass(
+        "scbp", ranking="weight", ratios="0.5+0.25", within="even", round_to=1, segments=segments
+    )
     sites = collect(facts, [owner]).sites
     counted = count(sites, owner, facts)
     vectors = list(product(*(range(len(offers)) for offers in sites)))

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from math import floor
 from typing import Any, ClassVar
 
-import numpy as np
 import onnx
 
 from onnxcompress.analyse.coupling.result import Coupling, Group
@@ -34,12 +32,16 @@ from onnxcompress_passes.lnr import Lnr
 from onnxcompress_passes.prune import Prune
 from onnxcompress_passes.prune_groups import group_sites
 from onnxcompress_passes.prune_setting import KeptChannels, dearer, removed_channels
-from onnxcompress_passes.scbp.allocation import Bill, Counts, Floats, weighed
-from onnxcompress_passes.scbp.segmentation import Superblock, check_segments, superblocks
+from onnxcompress_passes.scbp.segmentation import (
+    Superblock,
+    check_segments,
+    is_stream,
+    superblocks,
+)
 from onnxcompress_passes.scbp.setting import Widths, parse_ratios, read_widths
 
 _LNR = "lnr"
-EVEN, WEIGHED = "even", "weighed"
+EVEN, INNER = "even", "inner"
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,10 @@ class Scbp(Pass[Widths]):
         metadata={"help": f"which channels stay: lnr, or one of {', '.join(CRITERIA)}"},
     )
     within: str = field(
-        default=EVEN,
+        default=INNER,
         metadata={
-            "help": "how a superblock is narrowed: even (every group by the ratio), or weighed (as "
-            "much is saved as that does, where it damages least)"
+            "help": "what of a superblock is narrowed: inner (what is inside of residual branches; "
+            "sums of branches keep their width), or even (everything, as in the paper)"
         },
     )
     round_to: int = field(
@@ -89,8 +91,8 @@ class Scbp(Pass[Widths]):
         if self.ranking not in {_LNR, *CRITERIA}:
             known = ", ".join((_LNR, *CRITERIA))
             raise UsageError(f"scbp: ranking={self.ranking!r} is none of {known}")
-        if self.within not in {EVEN, WEIGHED}:
-            raise UsageError(f"scbp: within={self.within!r} is none of {EVEN}, {WEIGHED}")
+        if self.within not in {EVEN, INNER}:
+            raise UsageError(f"scbp: within={self.within!r} is none of {EVEN}, {INNER}")
         if type(self.round_to) is not int or self.round_to < 1:
             raise UsageError(f"scbp: round_to={self.round_to!r} must be a whole number >= 1")
 
@@ -121,17 +123,17 @@ class Scbp(Pass[Widths]):
             ratios = [self._given(blocks)[blocks.index(block)]]
         orders = {group.name: self._ranked.order(group, facts, coupling) for group in groups}
 
-        evenly = [tuple(g.width - self._width(g, block, ratio) for g in groups) for ratio in ratios]
-        counts = evenly
-        if self.within == WEIGHED:
-            counts = self._weighed(groups, orders, evenly, facts, coupling)
-        gone = {
-            ratio: {
-                group.name: orders[group.name][:count]
-                for group, count in zip(groups, each, strict=True)
+        stays = {g.name for g in groups if self.within == INNER and is_stream(facts, g)}
+
+        def going(ratio: float) -> dict[str, tuple[int, ...]]:
+            counts = {
+                group.name: group.width - self._width(group, block, ratio)
+                for group in groups
+                if group.name not in stays
             }
-            for ratio, each in zip(ratios, counts, strict=True)
-        }
+            return {name: order[: counts.get(name, 0)] for name, order in orders.items()}
+
+        gone = {ratio: going(ratio) for ratio in ratios}
         # All candidates are set against the same nodes, so that their costs can be compared.
         whole = self._toll(gone[ratios[-1]], facts, coupling)
         offers: list[Candidate[Widths]] = []
@@ -248,33 +250,6 @@ class Scbp(Pass[Widths]):
         unit = min(self.round_to, nominal)
         kept = max(1, floor(ratio * nominal / unit + 0.5)) * unit
         return min(group.width, kept * (group.width // nominal))
-
-    def _weighed(
-        self,
-        groups: Sequence[Group],
-        orders: Mapping[str, tuple[int, ...]],
-        evenly: Sequence[Counts],
-        facts: Facts,
-        coupling: Coupling,
-    ) -> list[Counts]:
-        """Of every group as many channels as they matter, saving what would be saved evenly."""
-
-        def saved(counts: Counts) -> Floats:
-            pairs = zip(groups, counts, strict=True)
-            gone = {group.name: orders[group.name][:count] for group, count in pairs}
-            cost = self._toll(gone, facts, coupling)
-            return np.array([cost.before.macs - cost.after.macs,
-                             cost.before.params - cost.after.params], dtype=np.float64)  # fmt: skip
-
-        @cache
-        def damage(at: int, count: int) -> float:
-            gone = orders[groups[at].name][:count]
-            return self._ranked.damage(groups[at], gone, facts, coupling) if gone else 0.0
-
-        steps = [min(self.round_to, group.width) for group in groups]
-        able = [len(orders[group.name]) for group in groups]
-        most = [count // step * step for count, step in zip(able, steps, strict=True)]
-        return weighed(Bill.of(most, saved), evenly, most, steps, damage)
 
     def _damage(
         self,

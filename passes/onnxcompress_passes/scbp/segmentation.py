@@ -111,21 +111,27 @@ def _nominal(widths: set[int]) -> int:
 
 
 def _by_width(facts: Facts, coupling: Coupling, groups: Sequence[Group]) -> tuple[Superblock, ...]:
-    """Runs of one nominal width, where what is inside of residual branches goes with their sum."""
+    """Runs of one nominal width; residual streams go with what is inside of their branches."""
     home = _homes(facts, coupling, groups)
-    members: dict[str, list[Group]] = {}
-    for group in groups:
-        members.setdefault(home[group.name], []).append(group)
-    width = {group.name: group.width for group in groups}
-    # In order of execution of what a run begins with.
-    runs = [list(run) for _, run in groupby(members.items(), key=lambda one: width[one[0]])]
-    parts = [[group for _, part in run for group in part] for run in runs]
-    return _numbered(parts, nominal=True)
+    streams = [group for group in groups if is_stream(facts, group)]
+    others = [group for group in groups if group not in streams]
+    parts = [list(run) for _, run in groupby(others, key=lambda group: group.width)]
+    for stream in streams:
+        names = {name for name, end in home.items() if end == stream.name} - {stream.name}
+        around = [part for part in parts if any(group.name in names for group in part)]
+        if len(around) == 1:
+            around[0].append(stream)
+        else:
+            # Stages that share a stream, as where shortcuts pad with zeros: it is by itself.
+            parts.append([stream])
+    place = {group.name: at for at, group in enumerate(groups)}
+    ordered = [sorted(part, key=lambda group: place[group.name]) for part in parts]
+    return _numbered(sorted(ordered, key=lambda part: place[part[0].name]), nominal=True)
 
 
 def _homes(facts: Facts, coupling: Coupling, groups: Sequence[Group]) -> dict[str, str]:
     """Of every group the residual stream that all its channels lead to, or itself."""
-    home = {group.name: group.name for group in groups if _is_stream(facts, group)}
+    home = {group.name: group.name for group in groups if is_stream(facts, group)}
     streams = frozenset(home)
     # From the output on: where the next group leads is known by then.
     for group in reversed([each for each in groups if each.name not in streams]):
@@ -137,7 +143,7 @@ def _homes(facts: Facts, coupling: Coupling, groups: Sequence[Group]) -> dict[st
     return home
 
 
-def _is_stream(facts: Facts, group: Group) -> bool:
+def is_stream(facts: Facts, group: Group) -> bool:
     """Whether branches of the network are summed in these channels."""
     carried = set(group.tensors)
     nodes = (facts.view.producers.get(tensor) for tensor in group.tensors)

@@ -41,7 +41,7 @@ def test_the_seed_networks_are_torchvisions(depth: int) -> None:
     params, macs = BASE[depth]
     assert parameters_before_folding(model) == params
     assert facts.total().macs == pytest.approx(macs, rel=5e-4)
-    sites = collect(facts, [make_pass("scbp", ranking="weight")]).sites
+    sites = collect(facts, [make_pass("scbp", ranking="weight", within="even")]).sites
     assert [tuple(c.setting.ratio for c in offers) for offers in sites] == [RATIOS] * 4
 
 
@@ -49,7 +49,7 @@ def test_the_seed_networks_are_torchvisions(depth: int) -> None:
 @pytest.mark.parametrize("ratios", TABLE)
 def test_sizes_and_macs_of_the_table(depth: int, ratios: tuple[float, ...]) -> None:
     model, facts = network(depth)
-    owner = make_pass("scbp", ranking="weight", widths="+".join(map(str, ratios)))
+    owner = make_pass("scbp", ranking="weight", within="even", widths="+".join(map(str, ratios)))
     chosen = [offers[0] for offers in collect(facts, [owner]).sites]
     assert [c.setting.ratio for c in chosen] == [c for c in ratios if c < 1.0]
     small = rewrite(model, chosen, {"scbp": owner}, strict=True).model

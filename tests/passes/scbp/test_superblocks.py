@@ -68,6 +68,46 @@ def test_residual_stages_with_what_is_inside_of_them() -> None:
     assert last == ["s4b0c1", "s4b0c2", "s4b1c1"]
 
 
+def test_sums_of_branches_keep_their_width_unless_asked() -> None:
+    facts = analyse(resnet(18, size=32, width=8), {"x": (1, 3, 32, 32)})
+    for within, stem in (("inner", 8), ("even", 4)):
+        owner = make_pass("scbp", ranking="weight", ratios=0.5, round_to=1, within=within)
+        kept = dict(collect(facts, [owner]).sites[0][-1].setting.kept)
+        assert {name: len(channels) for name, channels in kept.items()} == {
+            "stem": stem,
+            "s1b0c1": 4,
+            "s1b1c1": 4,
+        }
+
+
+def test_a_stream_that_stages_share_is_a_superblock_by_itself(kit: Any) -> None:
+    """Shortcuts that pad with channels of zeros, as CIFAR's ResNets have them."""
+    shapes = {"w0": (4, 3), "w1": (4, 4), "w2": (4, 4), "w3": (8, 4), "w4": (8, 8), "wy": (5, 8)}
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w0"], ["a"], "stem"),
+        onnx.helper.make_node("Conv", ["a", "w1"], ["b"], "in1"),
+        onnx.helper.make_node("Relu", ["b"], ["b1"], "r1"),
+        onnx.helper.make_node("Conv", ["b1", "w2"], ["c"], "out1"),
+        onnx.helper.make_node("Add", ["c", "a"], ["d"], "sum1"),
+        onnx.helper.make_node("Conv", ["d", "w3"], ["e"], "in2"),
+        onnx.helper.make_node("Relu", ["e"], ["e1"], "r2"),
+        onnx.helper.make_node("Conv", ["e1", "w4"], ["f"], "out2"),
+        onnx.helper.make_node("Pad", ["d", "pads"], ["g"], "pad"),
+        onnx.helper.make_node("Add", ["f", "g"], ["h"], "sum2"),
+        onnx.helper.make_node("Conv", ["h", "wy"], ["y"], "head"),
+    ]
+    constants: dict[str, Any] = {
+        name: np.ones((*shape, 1, 1), dtype=np.float32) for name, shape in shapes.items()
+    }
+    constants["pads"] = np.array([0, 2, 0, 0, 0, 2, 0, 0])
+    model = kit.model(
+        nodes, [kit.value("x", [1, 3, 4, 4])], [kit.value("y", [1, 5, 4, 4])], constants
+    )
+    facts = analyse(with_value_info(model), {"x": (1, 3, 4, 4)})
+    assert names(facts, segments="widths", within="even") == [["stem"], ["in1"], ["in2"]]
+    assert names(facts, segments="widths") == [["in1"], ["in2"]]
+
+
 def test_superblocks_as_a_file_says(plain: Facts, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("early: [^a$, ^b$]\nlate: ^d$\n")
