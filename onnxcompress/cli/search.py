@@ -115,7 +115,7 @@ def search_command(**values: Any) -> None:
     """Derive networks of several widths from the model IN, and write them to OUTDIR.
 
     Layers are binned into superblocks, and every superblock has a set of width modifiers. All
-    combinations are estimated; the best for every size and latency are built without any training,
+    combinations are estimated; a few that no other one beats are built without any training,
     repaired, judged and timed. OUTDIR gets the models with their plans, search.csv, search.json and
     a plot. A search that was killed goes on where it was when it is started again.
     """

@@ -41,9 +41,6 @@ OWNER = "scbp"
 _HELD = 2**31
 """Bytes of samples that are sent along to other machines; more are read there."""
 
-_SIZE, _LATENCY = 1, 2
-"""Which of the objectives they are."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -229,7 +226,7 @@ class Search:
         if not len(narrower):
             raise BoundError("the constraint allows nothing but the network as it is")
         best = representatives(
-            estimates.objectives(narrower), self._request.count, (_SIZE, _LATENCY)
+            estimates.objectives(narrower), self._request.count, self._prepared.config.seed
         )
         found = [tuple(int(at) for at in narrower[number]) for number in best]
         return list(dict.fromkeys([*map(self._vector, self._request.also), *found]))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+_DRAWN = 2**14
+"""Random points that a volume is measured by."""
 
 
 def front(points: Floats) -> list[int]:
@@ -38,39 +38,33 @@ def knee(points: Floats) -> int:
     return int(np.argmin(np.linalg.norm(scaled, axis=1)))
 
 
-def representatives(points: Floats, count: int, by: Sequence[int]) -> list[int]:
-    """A few points of the front: of every size (or latency) the one that errs least.
+def representatives(points: Floats, count: int, seed: int) -> list[int]:
+    """A few points of the front that together dominate the most of what all points span.
 
-    Points are binned by one objective after the other, as many bins as are needed; in every bin the
-    one that is least in the first objective is taken.
+    They are taken one after the other, each time the one that adds most to the dominated volume
+    (measured at random points, the same for the same seed), which is at least 1 - 1/e of the best.
 
     Args:
-        points: objectives [n, d], smaller is better; the first is what is to be small in a bin.
+        points: objectives [n, d], smaller is better.
         count: how many, at most.
-        by: the objectives that bins are made of.
+        seed: of the random points.
 
     Returns:
-        Indices of points, ascending.
+        Indices of points, ascending; fewer than `count` where others would add nothing.
     """
     best = front(points)
     if len(best) <= count:
         return best
-    bins, taken = max(1, count // len(by)), set[int]()
+    low, high = points.min(axis=0), points.max(axis=0)
+    drawn = np.random.default_rng(seed).uniform(low, high, (_DRAWN, points.shape[1]))
+    covers = np.stack([np.all(points[at] <= drawn, axis=1) for at in best])
+    free = np.ones(_DRAWN, dtype=bool)
+    taken: list[int] = []
     while len(taken) < count:
-        wanted = [at for axis in by for at in _least_in_bins(points, best, axis, bins)]
-        fresh = [at for at in dict.fromkeys(wanted) if at not in taken]
-        taken.update(fresh[: count - len(taken)])
-        bins += 1
+        gains = covers[:, free].sum(axis=1)
+        most = int(np.argmax(gains))
+        if not gains[most]:
+            break
+        taken.append(best[most])
+        free &= ~covers[most]
     return sorted(taken)
-
-
-def _least_in_bins(points: Floats, among: Sequence[int], axis: int, bins: int) -> list[int]:
-    values = points[among, axis]
-    edges = np.linspace(values.min(), values.max(), bins + 1)
-    where = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, bins - 1)
-    found = []
-    for number in range(bins):
-        inside = [at for at, place in zip(among, where, strict=True) if place == number]
-        if inside:
-            found.append(min(inside, key=lambda at: (points[at, 0], *points[at])))
-    return found

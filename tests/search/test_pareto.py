@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,15 +35,27 @@ def test_the_knee_has_most_of_everything() -> None:
     assert knee(np.array([[1.0, 1.0]])) == 0
 
 
-def test_representatives_lie_on_the_front_over_its_whole_length() -> None:
+def test_representatives_dominate_more_than_any_random_choice() -> None:
     generator = np.random.default_rng(0)
     sizes = generator.uniform(0.0, 1.0, 400)
     times = generator.uniform(0.0, 1.0, 400)
     points = np.stack([(1 - sizes) ** 2 + (1 - times) ** 2, sizes, times], axis=1)
-    chosen = representatives(points, 12, (1, 2))
+    drawn = generator.uniform(points.min(axis=0), points.max(axis=0), (5000, 3))
+
+    def dominated_by(chosen: Sequence[int]) -> float:
+        return float(np.mean([np.any(np.all(points[chosen] <= at, axis=1)) for at in drawn]))
+
     best = front(points)
+    chosen = representatives(points, 12, seed=1)
     assert len(chosen) == len(set(chosen)) == 12
     assert set(chosen) <= set(best)
-    for axis in (1, 2):
-        assert np.ptp(points[chosen, axis]) > 0.8 * np.ptp(points[best, axis])
-    assert representatives(points, 10_000, (1, 2)) == best
+    ours = dominated_by(chosen)
+    assert ours > 0.9 * dominated_by(best)
+    for _ in range(20):
+        assert ours > dominated_by(generator.choice(best, 12, replace=False))
+    assert representatives(points, 10_000, seed=1) == best
+
+
+def test_representatives_that_would_add_nothing_are_left_out() -> None:
+    points = np.array([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    assert representatives(points, 1, seed=0) == [0]
