@@ -1,12 +1,11 @@
 """Families of narrower networks: what a search chooses, against uniform and random widths.
 
-    python tests/benchmarks/superblock_search.py --out DIR [--only NAME] [--every]
+    python tests/benchmarks/superblock_search.py --out DIR [--only NAME] [--random 12]
         [--figure docs/figures/superblocks.png]
 
 Three (or four) superblocks with four ratios each, no rounding, no training, two processes. The
-search chooses a dozen of all combinations by its estimates; besides, uniform widths and as many
-random combinations as it chose are built (all combinations with --every), judged on the same
-inputs and timed. Printed are all networks, how much of the space between the best and the worst
+search chooses a dozen of all combinations by its estimates; besides, uniform widths and a dozen
+random combinations are built, judged on the same inputs and timed. Printed are all networks, how much of the space between the best and the worst
 each selection dominates, and which uniform and random ones a chosen one matches or beats.
 
 DIR keeps what was found: the same command goes on from there. The shared folder is found through
@@ -44,18 +43,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", action="append", help="a part of a network's name")
-    parser.add_argument("--every", action="store_true", help="build all combinations")
+    parser.add_argument("--random", type=int, default=DOZEN, help="how many at random")
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
     drawn = {}
     for name in NETWORKS:
         if not arguments.only or any(part in name for part in arguments.only):
-            drawn[name] = compared(name, arguments.out / name, every=arguments.every)
+            drawn[name] = compared(name, arguments.out / name, arguments.random)
     if arguments.figure:
         draw(drawn, arguments.figure)
 
 
-def compared(name: str, folder: Path, *, every: bool) -> tuple[Family, dict[str, list[int]]]:
+def compared(name: str, folder: Path, count_random: int) -> tuple[Family, dict[str, list[int]]]:
     """A search, then the others; rows by how they were chosen."""
     subject = next(s for s in SUBJECTS if s.model == name)
     calibration, judged = split_inputs(subject)
@@ -78,7 +77,7 @@ def compared(name: str, folder: Path, *, every: bool) -> tuple[Family, dict[str,
     uniform = [(ratio,) * count for ratio in RATIOS[1:]]
     rest = [c for c in product(RATIOS, repeat=count) if c not in chosen and min(c) < 1.0]
     chance = np.random.default_rng(0)
-    random = rest if every else [rest[at] for at in chance.choice(len(rest), DOZEN, replace=False)]
+    random = [rest[at] for at in chance.choice(len(rest), count_random, replace=False)]
     also = tuple(dict.fromkeys([*chosen, *uniform, *random]))
     family = search(path, config, replace(request, also=also))
     at = {row.ratios: number for number, row in enumerate(family.rows)}
