@@ -5,8 +5,9 @@
 
 Three (or four) superblocks with four ratios each, no rounding, no training, two processes. The
 search chooses a dozen of all combinations by its estimates; besides, uniform widths and a dozen
-random combinations are built, judged on the same inputs and timed. Printed are all networks, how much of the space between the best and the worst
-each selection dominates, and which uniform and random ones a chosen one matches or beats.
+random combinations are built, judged on the same inputs and timed. Printed are all networks, how
+much of the space between the best and the worst each selection dominates, and which uniform and
+random ones a chosen one matches or beats.
 
 DIR keeps what was found: the same command goes on from there. The shared folder is found through
 ONNXCOMPRESS_DATA (default ../shared).
