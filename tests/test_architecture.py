@@ -36,7 +36,7 @@ LAYERS = [
     {"groundwork"},
     {"preparation"},
     {"remainder", "repairs", "margins"},
-    {"branch_order"},
+    {"branch_order", "workbench"},
     {"targeting"},
     {"planning"},
     {"pipeline"},

@@ -9,6 +9,9 @@ Floats = NDArray[np.float64]
 _DRAWN = 2**14
 """Random points that a volume is measured by."""
 
+_MARGIN = 0.1
+"""How far the volume reaches beyond the worst, as a part of the range."""
+
 
 def front(points: Floats) -> list[int]:
     """The points that no other one dominates: no worse in anything and better in something.
@@ -56,6 +59,8 @@ def representatives(points: Floats, count: int, seed: int) -> list[int]:
     if len(best) <= count:
         return best
     low, high = points.min(axis=0), points.max(axis=0)
+    # What is worst in one thing may be best in another: it shall dominate something, too.
+    high = high + _MARGIN * (high - low)
     drawn = np.random.default_rng(seed).uniform(low, high, (_DRAWN, points.shape[1]))
     covers = np.stack([np.all(points[at] <= drawn, axis=1) for at in best])
     free = np.ones(_DRAWN, dtype=bool)
@@ -63,7 +68,7 @@ def representatives(points: Floats, count: int, seed: int) -> list[int]:
     while len(taken) < count:
         gains = covers[:, free].sum(axis=1)
         most = int(np.argmax(gains))
-        if not gains[most]:
+        if taken and not gains[most]:
             break
         taken.append(best[most])
         free &= ~covers[most]

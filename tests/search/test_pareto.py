@@ -40,7 +40,8 @@ def test_representatives_dominate_more_than_any_random_choice() -> None:
     sizes = generator.uniform(0.0, 1.0, 400)
     times = generator.uniform(0.0, 1.0, 400)
     points = np.stack([(1 - sizes) ** 2 + (1 - times) ** 2, sizes, times], axis=1)
-    drawn = generator.uniform(points.min(axis=0), points.max(axis=0), (5000, 3))
+    low, high = points.min(axis=0), points.max(axis=0)
+    drawn = generator.uniform(low, high + 0.1 * (high - low), (5000, 3))
 
     def dominated_by(chosen: Sequence[int]) -> float:
         return float(np.mean([np.any(np.all(points[chosen] <= at, axis=1)) for at in drawn]))
@@ -59,3 +60,7 @@ def test_representatives_dominate_more_than_any_random_choice() -> None:
 def test_representatives_that_would_add_nothing_are_left_out() -> None:
     points = np.array([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
     assert representatives(points, 1, seed=0) == [0]
+    # Each is the worst in something.
+    points = np.array([[0.0, 2.0], [1.0, 1.0], [2.0, 0.0]])
+    assert representatives(points, 1, seed=0) == [1]
+    assert representatives(points, 2, seed=0) in ([0, 1], [1, 2])

@@ -121,9 +121,10 @@ class Scbp(Pass[Widths]):
         ratios = sorted({1.0, *parse_ratios(self.ratios, "ratios")}, reverse=True)
         if self.widths != "":
             ratios = [self._given(blocks)[blocks.index(block)]]
-        orders = {group.name: self._ranked.order(group, facts, coupling) for group in groups}
-
         stays = {g.name for g in groups if self.within == INNER and is_stream(facts, g)}
+        if len(stays) == len(groups):
+            raise NoCandidate("sums of residual branches alone: within=even narrows them")
+        orders = {group.name: self._ranked.order(group, facts, coupling) for group in groups}
 
         def going(ratio: float) -> dict[str, tuple[int, ...]]:
             counts = {
@@ -139,9 +140,8 @@ class Scbp(Pass[Widths]):
         offers: list[Candidate[Widths]] = []
         for ratio in ratios:
             cost = self._toll(gone[ratio], facts, coupling)
-            setting = Widths(
-                block.name, ratio, tuple((g.name, _rest(g, gone[ratio][g.name])) for g in groups)
-            )
+            kept = tuple((group.name, _rest(group, gone[ratio][group.name])) for group in groups)
+            setting = Widths(block.name, ratio, kept)
             offer = Candidate(
                 site,
                 setting,
@@ -155,7 +155,7 @@ class Scbp(Pass[Widths]):
             # Rounded, a ratio may be no other than the one before.
             if not offers or _less(offer, offers[-1]):
                 offers.append(offer)
-        if not any(any(channels) for channels in gone[offers[-1].setting.ratio].values()):
+        if not any(gone[offers[-1].setting.ratio].values()):
             words = f"at ratio {ratios[-1]:g}, of widths in multiples of {self.round_to}"
             raise NoCandidate(f"all channels of superblock '{block.name}' stay {words}")
         return offers
