@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxcompress.analyse.facts import Facts, Need
     from onnxcompress.api import compress, saliency, use
+    from onnxcompress.derivation import derive
     from onnxcompress.errors import (
         BoundError,
         DataError,
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
     from onnxcompress.graph.editor import Editor
     from onnxcompress.pipeline import Result
     from onnxcompress.plan.contract import Candidate, NoCandidate, Pass, Refusal, Site
+    from onnxcompress.search.results import Family
     from onnxcompress.study import Study
 
 _HOMES = {
     "analyse.facts": ("Facts", "Need"),
     "api": ("compress", "saliency", "use"),
+    "derivation": ("derive",),
     "errors": (
         "BoundError",
         "DataError",
@@ -50,6 +53,7 @@ _HOMES = {
     "graph.editor": ("Editor",),
     "pipeline": ("Result",),
     "plan.contract": ("Candidate", "NoCandidate", "Pass", "Refusal", "Site"),
+    "search.results": ("Family",),
     "study": ("Study",),
 }
 
@@ -60,6 +64,7 @@ __all__ = [
     "DataError",
     "Editor",
     "Facts",
+    "Family",
     "GradientError",
     "ModelError",
     "Need",
@@ -75,6 +80,7 @@ __all__ = [
     "Study",
     "UsageError",
     "compress",
+    "derive",
     "saliency",
     "use",
 ]

@@ -98,10 +98,6 @@ def compress(
         BoundError: no result meets the bounds, or nothing could be gained.
         OnnxCompressError: the model, the data, the provider or an option is at fault.
     """
-    if isinstance(shapes, Mapping):
-        sizes = {name: tuple(size) for name, size in shapes.items()}
-    else:
-        sizes = dict(parse_shape(text) for text in shapes)
     if passes is None:
         chosen = recipe(recipe_name, targeted=bool(target))
     else:
@@ -112,12 +108,12 @@ def compress(
         max_drop=max_drop,
         min_snr=min_snr,
         confidence=confidence,
-        data=str(data) if isinstance(data, Path) else data,
-        eval_data=str(eval_data) if isinstance(eval_data, Path) else eval_data,
+        data=spec_of(data),
+        eval_data=spec_of(eval_data),
         preprocess=preprocess,
         metric=metric,
-        execution=_execution(providers, threads),
-        shapes=sizes,
+        execution=execution_of(providers, threads),
+        shapes=sizes_of(shapes),
         batch=batch,
         gate=gate,
         repair=repair,
@@ -182,13 +178,28 @@ def saliency(
         samples=samples,
         ablated=oracle_samples,
         exclude=tuple(exclude),
-        execution=_execution(providers, threads),
+        execution=execution_of(providers, threads),
         seed=seed,
         progress=progress,
     )
 
 
-def _execution(providers: Sequence[str] | str, threads: int | None) -> Execution:
+def sizes_of(
+    shapes: Mapping[str, Sequence[int]] | Iterable[str],
+) -> dict[str, tuple[int, ...]]:
+    """Representative sizes by input name, from a mapping or from `name:d0,d1` texts."""
+    if isinstance(shapes, Mapping):
+        return {name: tuple(size) for name, size in shapes.items()}
+    return dict(parse_shape(text) for text in shapes)
+
+
+def spec_of(data: Any) -> Any:
+    """Data as a job takes it: paths as texts."""
+    return str(data) if isinstance(data, Path) else data
+
+
+def execution_of(providers: Sequence[str] | str, threads: int | None) -> Execution:
+    """Providers in order of preference, as a sequence or as text like "cuda,cpu"."""
     names = providers.split(",") if isinstance(providers, str) else providers
     count = default_threads() if threads is None else threads
     return Execution(tuple(name.strip() for name in names), count)

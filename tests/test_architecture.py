@@ -42,6 +42,7 @@ LAYERS = [
     {"pipeline"},
     {"search", "finetune", "study"},
     {"api"},
+    {"derivation"},
     {"cli", "testing"},
     {"__main__"},
 ]

@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxcompress.cli import options as shared
-from onnxcompress.cli.console import errors, output, progress_for
+from onnxcompress.cli.console import output, progress_for
 from onnxcompress.config import REPAIRS, SAMPLES
 
 if TYPE_CHECKING:
-    from onnxcompress.search.executors import Executor
     from onnxcompress.search.results import Family
+
+
+_HANDED_ON = (
+    *("data", "eval_data", "constraint", "candidates", "ranking", "within", "round_to"),
+    *("executor", "workers", "address", "metric", "preprocess", "providers", "threads"),
+    *("shapes", "batch", "repair", "samples", "exclude", "seed", "force"),
+)
+"""Options that are arguments of `onnxcompress.derive` as they stand."""
 
 
 @click.command("search")
@@ -119,49 +126,19 @@ def search_command(**values: Any) -> None:
     repaired, judged and timed. OUTDIR gets the models with their plans, search.csv, search.json and
     a plot. A search that was killed goes on where it was when it is started again.
     """
-    from onnxcompress.analyse.sizes import parse_shape
-    from onnxcompress.config import Config
-    from onnxcompress.plan.registry import make_pass
-    from onnxcompress.report import write
-    from onnxcompress.search.driver import OWNER, Request, search
+    from onnxcompress.derivation import derive
 
     segments, folder = values["segments"], Path(values["folder"])
-    ratios = numbers(values["ratios"], "--ratios")
-    owner = make_pass(
-        OWNER,
-        segments=int(segments) if segments.isdecimal() else segments,
-        ratios="+".join(f"{ratio:g}" for ratio in ratios),
-        ranking=values["ranking"],
-        within=values["within"],
-        round_to=values["round_to"],
-    )
-    config = Config(
-        passes=(make_pass("exact"), owner),
-        data=values["data"],
-        eval_data=values["eval_data"],
-        preprocess=values["preprocess"],
-        metric=values["metric"],
-        execution=shared.make_execution(values["providers"], values["threads"]),
-        shapes=dict(parse_shape(text) for text in values["shapes"]),
-        batch=values["batch"],
-        repair=values["repair"],
-        samples=values["samples"],
-        exclude=tuple(values["exclude"]),
-        seed=values["seed"],
-    )
-    write.make_folder(folder)
-    request = Request(
-        folder=folder,
-        constraint=values["constraint"],
-        count=values["candidates"],
-        also=tuple(numbers(text, "--also") for text in values["also"]),
-        executor=make_executor(values["executor"], values["workers"], values["address"]),
-        force=values["force"],
-    )
-    model = shared.model_source(values["source"])
     with progress_for(quiet=values["quiet"]) as progress:
-        family = search(model, config, request, progress)
-    save(family, folder)
+        family = derive(
+            shared.model_source(values["source"]),
+            folder,
+            segments=int(segments) if segments.isdecimal() else segments,
+            ratios=numbers(values["ratios"], "--ratios"),
+            also=[numbers(text, "--also") for text in values["also"]],
+            progress=progress,
+            **{name: values[name] for name in _HANDED_ON},
+        )
     if values["as_json"]:
         from onnxcompress.report.build import json_safe
 
@@ -182,52 +159,6 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(f"{option} '{text}' is not of the form 1,.75,.5") from error
-
-
-def make_executor(name: str, workers: int | None, address: str | None) -> Executor:
-    """An executor by name.
-
-    Raises:
-        UsageError: what it takes is not installed, or an option does not go with it.
-    """
-    from onnxcompress.errors import UsageError
-    from onnxcompress.runtime import default_threads
-    from onnxcompress.search.executors import Processes, Serial
-
-    if address is not None and name != "ray":
-        raise UsageError(f"--address goes with --executor ray, not {name}")
-    if name == "serial":
-        if workers not in (None, 1):
-            raise UsageError("--executor serial has one worker: --executor processes has more")
-        return Serial()
-    if name == "processes":
-        count = workers or default_threads()
-        return Processes(count) if count > 1 else Serial()
-    from onnxcompress.search.ray_executor import RayCluster
-
-    return RayCluster(address, workers)
-
-
-def save(family: Family, folder: Path) -> None:
-    """Write the tables and, where Matplotlib is installed, the plot.
-
-    Raises:
-        OutputError: a file cannot be written.
-    """
-    from onnxcompress.errors import UsageError
-    from onnxcompress.report import write
-    from onnxcompress.search.results import plotted
-
-    jobs = [
-        write.json_job(family.to_dict(), folder / "search.json"),
-        (folder / "search.csv", lambda file: file.write(family.to_csv().encode())),
-    ]
-    try:
-        picture = plotted(family)
-        jobs.append((folder / "pareto.png", lambda file: file.write(picture)))
-    except UsageError as error:
-        errors.print(f"note: {error}", style="dim", markup=False)
-    write.commit(jobs)
 
 
 def show(family: Family, folder: Path) -> None:

@@ -19,7 +19,6 @@ from onnxcompress.runtime import Execution, default_threads, device_name
 from onnxcompress.search.workshop import Found, Shared, Task, Workshop
 
 T = TypeVar("T")
-NAMES = ("serial", "processes", "ray")
 _RETRIES = 3
 """How often a task may take its worker down before the search gives up."""
 
