@@ -94,6 +94,10 @@ class Search:
         config: of the job.
         request: what is asked of the search.
         progress: told what happens.
+
+    Attributes:
+        space: all combinations of ratios.
+        ledger: builds and times combinations, and remembers them.
     """
 
     def __init__(
@@ -111,28 +115,28 @@ class Search:
         self._sites = options.sites
         self._names = tuple(str(offers[0].setting.superblock) for offers in self._sites)
         ratios = tuple(tuple(float(c.setting.ratio) for c in offers) for offers in self._sites)
-        self._space = Space(ratios, parse_constraint(request.constraint, self._names))
+        self.space = Space(ratios, parse_constraint(request.constraint, self._names))
         self._bench = Workbench.of(self._prepared, progress)
         self._seen: dict[str, tuple[float, float]] = {}
-        self._ledger = Ledger(
-            request.folder, store, request.executor, self._packed(), self._space, progress
+        self.ledger = Ledger(
+            request.folder, store, request.executor, self._packed(), self.space, progress
         )
 
     def run(self) -> Family:
         """Estimate, select, build and measure."""
         estimates = self.estimates()
         self._progress.stage("select")
-        every = candidates(self._space, estimates, self._prepared.config.seed)
+        every = candidates(self.space, estimates, self._prepared.config.seed)
         chosen = self._selected(every, estimates)
         self._progress.stage("build networks")
-        found = self._ledger.done([Task(v, briefly=False) for v in chosen], self._told)
+        found = self.ledger.done([Task(v, briefly=False) for v in chosen], self._told)
         self._progress.stage("measure latency")
-        latencies = self._ledger.timed("latency", chosen, self._ledger.model, LONG)
+        latencies = self.ledger.timed("latency", chosen, self.ledger.model, LONG)
         expected = estimates.objectives(np.array(chosen, dtype=np.intp))
         rows = [
             Row(
-                ratios=self._space.values(vector),
-                name=self._ledger.file(vector),
+                ratios=self.space.values(vector),
+                name=self.ledger.file(vector),
                 figures=found[vector]["figures"],
                 error=found[vector]["error"],
                 latency=latencies[vector],
@@ -153,7 +157,7 @@ class Search:
                 }
                 for name, offers in zip(self._names, self._sites, strict=True)
             ),
-            allowed={"combinations": self._space.size, "looked_at": len(every)},
+            allowed={"combinations": self.space.size, "looked_at": len(every)},
             original={
                 "model": prepared.source.label,
                 "params": total.params,
@@ -167,11 +171,11 @@ class Search:
         """What combinations are expected to be like, from every superblock at every ratio."""
         vectors = singles(self._sites)
         self._progress.stage("try superblocks")
-        tried = self._ledger.done([Task(vector, briefly=True) for vector in vectors])
+        tried = self.ledger.done([Task(vector, briefly=True) for vector in vectors])
         counted = count(self._sites, self._owner, self._prepared.facts)
         self._progress.stage("time superblocks")
         whole = tuple(0 for _ in self._sites)
-        times = self._ledger.timed("time", [whole, *vectors], self._unrepaired, BRIEF)
+        times = self.ledger.timed("time", [whole, *vectors], self._unrepaired, BRIEF)
         first = {vector: next(iter(kinds.values())) for vector, kinds in times.items()}
         # Ratios were taken side by side; the original's milliseconds at different times.
         original_ms = float(np.median([one["original_ms"] for one in first.values()]))
@@ -239,11 +243,11 @@ class Search:
         """
         if len(ratios) != len(self._sites):
             raise UsageError(f"{labelled(ratios)}: there are {len(self._sites)} superblocks")
-        for ratio, known in zip(ratios, self._space.ratios, strict=True):
+        for ratio, known in zip(ratios, self.space.ratios, strict=True):
             if ratio not in known:
                 raise UsageError(f"{labelled(ratios)}: {ratio:g} is none of {labelled(known)}")
         return tuple(
-            known.index(ratio) for ratio, known in zip(ratios, self._space.ratios, strict=True)
+            known.index(ratio) for ratio, known in zip(ratios, self.space.ratios, strict=True)
         )
 
     def _unrepaired(self, vector: Vector) -> bytes:
@@ -258,7 +262,7 @@ class Search:
         """A network as it comes in, and the best of those that came in so far."""
         drop, octets = found.figures["drop"], found.figures["file_bytes"]
         lost, unit = (found.error, "error") if drop is None else (drop["points"], "points lost")
-        name = labelled(self._space.values(found.task.vector))
+        name = labelled(self.space.values(found.task.vector))
         self._seen[name] = float(lost), octets / self._prepared.source.file_bytes
         told = {key: f"{loss:.3g} {unit} at {size:.3f}" for key, (loss, size) in self._seen.items()}
         least = min(self._seen, key=lambda one: self._seen[one][0])
