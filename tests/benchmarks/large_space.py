@@ -3,9 +3,10 @@
     python tests/benchmarks/large_space.py --out DIR
 
 Every residual block of ResNet-56 is a superblock of its own: 27 of them with four ratios each,
-10^16 combinations. On expected objectives, what 100 evaluations of the search find is compared with 1,000
-random combinations; then 20 that stand for each are built, judged and timed. Printed is the share
-of the space between best and worst that each dominates. Few inputs, so that it takes minutes.
+10^16 combinations. On expected objectives, what 100 evaluations of the search find is compared
+with 1,000 random combinations; then 20 that stand for each are built, judged and timed. Printed is
+the share of the space between best and worst that each dominates. Few inputs, so that it takes
+minutes.
 
 The shared folder is found through ONNXCOMPRESS_DATA (default ../shared).
 """
