@@ -41,6 +41,10 @@ OWNER = "scbp"
 _HELD = 2**31
 """Bytes of samples that are sent along to other machines; more are read there."""
 
+_LOST = 0.4
+"""Expected relative squared error of the outputs from which on a network is left out, as long as
+there are enough others. There, SqueezeNet is right 24.6 % of the time (60.0), ResNet-20 68 (91.5)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -229,9 +233,12 @@ class Search:
         narrower = every[np.any(every > 0, axis=1)]
         if not len(narrower):
             raise BoundError("the constraint allows nothing but the network as it is")
-        best = representatives(
-            estimates.objectives(narrower), self._request.count, self._prepared.config.seed
-        )
+        points = estimates.objectives(narrower)
+        # Networks that lost their outputs are small and fast, and of no use to anybody.
+        enough = np.sort(points[:, 0])[min(self._request.count, len(points)) - 1]
+        usable = np.flatnonzero(points[:, 0] <= max(_LOST, enough))
+        narrower = narrower[usable]
+        best = representatives(points[usable], self._request.count, self._prepared.config.seed)
         found = [tuple(int(at) for at in narrower[number]) for number in best]
         return list(dict.fromkeys([*map(self._vector, self._request.also), *found]))
 
