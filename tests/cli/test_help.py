@@ -14,7 +14,7 @@ import pytest
 
 from onnxcompress.cli.root import cli as root
 
-COMMANDS = ("bench", "compress", "demo", "evaluate", "inspect", "passes", "saliency")
+COMMANDS = ("bench", "compress", "demo", "evaluate", "inspect", "passes", "saliency", "search")
 
 PROMISED = {
     "compress": {
