@@ -105,7 +105,13 @@ _HANDED_ON = (
 @click.option("--address", metavar="HOST:PORT", help="Of a running Ray cluster, or auto.")
 @shared.execution_options
 @shared.size_options
-@click.option("--repair", type=click.Choice(REPAIRS), default="refit", show_default=True)
+@click.option(
+    "--repair",
+    type=click.Choice(REPAIRS),
+    default="refit",
+    show_default=True,
+    help="How layers are fitted again on --data, as for `compress`.",
+)
 @click.option(
     "--samples",
     type=click.IntRange(min=1),

@@ -28,6 +28,10 @@ PROMISED = {
     "bench": {"--providers", "--threads", "--shape", "--batch", "--json"},
     "passes": {"--json"},
     "demo": {"--providers", "--threads", "--json"},
+    "search": {
+        "--segments", "--ratios", "--constraint", "--candidates", "--data", "--eval",
+        "--executor", "--address", "--round-to", "--seed", "--force", "--json",
+    },
     "saliency": {
         "--data", "--criterion", "--reference", "--samples", "--oracle-samples", "--exclude",
         "--per-layer", "--preprocess", "--providers", "--threads", "--seed", "--json", "--quiet",
