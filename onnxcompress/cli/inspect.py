@@ -34,6 +34,12 @@ from onnxcompress.cli.console import errors, output
     is_flag=True,
     help="Show kernels as programs: those that MODEL holds, and how short others could be.",
 )
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png",
+    help="With --programs: draw kernels with their programs, and curves of the other layers.",
+)
 @shared.size_options
 @shared.json_option
 def inspect_command(
@@ -41,6 +47,7 @@ def inspect_command(
     passes: tuple[str, ...],
     plan_file: Path | None,
     programs: bool,
+    picture: Path | None,
     shapes: tuple[str, ...],
     batch: int | None,
     as_json: bool,
@@ -49,7 +56,7 @@ def inspect_command(
 
     And other nodes that a pass could do something about. With the channels that have to go
     together. With --plan, what that plan would do to MODEL. With --programs, the kernels of its
-    convolutions as programs. Nothing is written.
+    convolutions as programs. Nothing is written but the --picture.
     """
     from onnxcompress.analyse.facts import analyse
     from onnxcompress.analyse.sizes import parse_shape, representative_sizes
@@ -64,6 +71,8 @@ def inspect_command(
 
     if plan_file is not None and passes:
         raise UsageError("--plan says which passes take part: leave out --pass")
+    if picture is not None and not programs:
+        raise UsageError("--picture goes with --programs")
     if programs and (plan_file is not None or passes):
         raise UsageError("--programs goes without --plan and --pass")
     chosen = tuple(parse_pass(text) for text in passes) or tuple(make_pass(n) for n in registered())
@@ -81,7 +90,7 @@ def inspect_command(
             show_plan(summary, output)
         return
     if programs:
-        found = programs_summary(given.model, facts)
+        found = programs_summary(given.model, facts, picture)
         if as_json:
             click.echo(json.dumps({"model": given.label, "layers": found}, indent=2))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -13,21 +14,28 @@ from rich.text import Text
 _SHOWN = 3
 
 
-def programs_summary(model: Any, facts: Any) -> list[dict[str, Any]]:
+def programs_summary(model: Any, facts: Any, picture: Path | None) -> list[dict[str, Any]]:
     """Layer by layer, as plain values.
 
     Args:
         model: the model as it was given, with its functions.
         facts: about its canonical form, where functions are inlined.
+        picture: where kernels and curves are drawn; None draws nothing.
+
+    Raises:
+        UsageError: there is nothing to draw, or nothing to draw with.
     """
     from onnxcompress.analyse.facts import Unsupported
     from onnxcompress.kernels.compressibility import ERRORS, compressibility
+    from onnxcompress.kernels.pictures import picture as drawn
     from onnxcompress.kernels.reading import written_layers
     from onnxcompress.kernels.search import vocabulary
     from onnxcompress.kernels.text import written
+    from onnxcompress.report.write import commit
 
     found: list[dict[str, Any]] = []
-    for layer in written_layers(model):
+    layers, curves = list(written_layers(model)), {}
+    for layer in layers:
         words = [written(program) for program in layer.programs]
         found.append(
             {
@@ -46,6 +54,7 @@ def programs_summary(model: Any, facts: Any) -> list[dict[str, Any]]:
         if not weight.any():
             continue
         measured = compressibility(weight, vocabulary(conv.kernel[0], 2))
+        curves[conv.node] = measured
         found.append(
             {
                 "node": conv.node,
@@ -54,6 +63,9 @@ def programs_summary(model: Any, facts: Any) -> list[dict[str, Any]]:
                 "shares": measured.shares,
             }
         )
+    if picture is not None:
+        octets = drawn(layers, curves)
+        commit([(picture, lambda file: file.write(octets))])
     return found
 
 
