@@ -10,6 +10,8 @@ import hashlib
 import os
 import pickle
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -24,6 +26,8 @@ _RETRIES = 3
 
 
 _FEWEST = 2
+_LOOK = 2.0
+"""Seconds between a worker's looks at whether its driver is still there."""
 
 
 class Executor(Protocol):
@@ -152,7 +156,16 @@ def workshop_for(token: str, octets: Callable[[], bytes]) -> Workshop:
 
 def from_file(path: str, token: str, task: Task) -> Found:
     """Do a task in a worker process, which reads what is shared from a file the first time."""
+    if not _WORKSHOPS:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     return workshop_for(token, Path(path).read_bytes)(task)
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent did; a killed one cannot tell its workers to."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os._exit(1)
 
 
 def _written(shared: Shared, folder: Path) -> tuple[str, str]:
