@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -58,8 +59,22 @@ class Prepared:
     journal: Journal
 
 
-def prepare(source: ModelSource, config: Config, progress: Progress) -> Prepared:
-    """Load the model and the data, analyse, and carry out exact rewrites."""
+def prepare(
+    source: ModelSource,
+    config: Config,
+    progress: Progress,
+    *,
+    open_journal: Callable[[Path | None, str], Journal] = Journal,
+) -> Prepared:
+    """Load the model and the data, analyse, and carry out exact rewrites.
+
+    Args:
+        source: the model.
+        config: of the job.
+        progress: told what happens.
+        open_journal: opens what a run before has found, given its folder and everything that
+            findings depend on; may refuse to.
+    """
     if config.metric is not None:
         parse_metric(config.metric)
     progress.stage("load")
@@ -93,7 +108,7 @@ def prepare(source: ModelSource, config: Config, progress: Progress) -> Prepared
     for note in canonical.notes:
         progress.note(note)
     samples = proof_feeds(original, inputs, config)
-    journal = Journal(config.run, _context(original, inputs, passes, config))
+    journal = open_journal(config.run, _context(original, inputs, passes, config))
     if journal.known:
         progress.note(f"going on in '{config.run}': {journal.known} findings are there already")
     if replay is not None:

@@ -11,7 +11,7 @@ import click
 
 from onnxcompress.cli import options as shared
 from onnxcompress.cli.console import errors, output, progress_for
-from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR, REPAIRS, SAMPLES
+from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR
 from onnxcompress.plan.targets import PRECISIONS
 
 
@@ -65,8 +65,8 @@ from onnxcompress.plan.targets import PRECISIONS
     metavar="SPEC",
     help="Calibration inputs (.npz, .npy, folder, mod:func), or random: synthetic ones.",
 )
-@click.option("--eval", "eval_data", metavar="SPEC", help="Held-out inputs, labels optional.")
-@click.option("--metric", metavar="NAME", help="top1, top5, agreement or MODULE:FUNCTION.")
+@shared.eval_option
+@shared.metric_option
 @shared.preprocess_option
 @shared.execution_options
 @shared.size_options
@@ -76,29 +76,14 @@ from onnxcompress.plan.targets import PRECISIONS
     help="Time every rewrite and keep the faster ones [default: on, unless the only targets are "
     "macs, params or size].",
 )
-@click.option(
-    "--repair",
-    type=click.Choice(REPAIRS),
-    default="refit",
-    show_default=True,
-    help="Fit the layers behind lossy rewrites again on --data: their weights (refit), the same "
-    "with low-rank layers by what the network's answer sees of their errors (fisher), only a "
-    "scale and a bias per channel (scale), or not at all.",
-)
-@click.option(
-    "--samples",
-    type=click.IntRange(min=1),
-    default=SAMPLES,
-    show_default=True,
-    help="Inputs of --data that moments and repair look at, at most.",
-)
+@shared.repair_options
 @click.option(
     "--then",
     type=click.Choice(PRECISIONS),
     help="Convert the result by ONNX Runtime's own converters; targets and bounds hold for what "
     "comes out. int8 takes ranges from --data.",
 )
-@click.option("--exclude", multiple=True, metavar="REGEX", help="Node names to leave alone.")
+@shared.exclude_option
 @click.option("--plan", "plan_file", type=click.Path(), metavar="FILE", help="Replay this plan.")
 @click.option("--dry-run", is_flag=True, help="Write the plan only, to OUT with .plan.json.")
 @click.option("--run", "run_dir", type=click.Path(), metavar="DIR", help="Folder for the journal.")

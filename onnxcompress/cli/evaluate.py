@@ -15,7 +15,7 @@ from onnxcompress.cli.console import output, progress_for
 @click.argument("source", metavar="MODEL")
 @click.option("--data", required=True, metavar="SPEC", help="Inputs; labels under y.")
 @click.option("--reference", metavar="MODEL", help="Compare with this network on the same inputs.")
-@click.option("--metric", metavar="NAME", help="top1, top5, agreement or MODULE:FUNCTION.")
+@shared.metric_option
 @shared.preprocess_option
 @shared.execution_options
 @shared.seed_option

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from onnxcompress.config import REPAIRS, SAMPLES
 from onnxcompress.errors import UsageError
 from onnxcompress.load.source import ModelSource
 from onnxcompress.runtime import Execution, default_threads
@@ -55,6 +56,39 @@ def preprocess_option(command: F) -> F:
         metavar="FILE.yaml|KEY=VALUE,...",
         help="How uint8 images become inputs: layout, color, resize, crop, scale, mean, std, "
         "label_offset.",
+    )(command)
+
+
+eval_option = click.option(
+    "--eval", "eval_data", metavar="SPEC", help="Held-out inputs, labels optional."
+)
+
+metric_option = click.option(
+    "--metric", metavar="NAME", help="top1, top5, agreement or MODULE:FUNCTION."
+)
+
+exclude_option = click.option(
+    "--exclude", multiple=True, metavar="REGEX", help="Node names to leave alone."
+)
+
+
+def repair_options(command: F) -> F:
+    """`--repair`, `--samples`."""
+    command = click.option(
+        "--samples",
+        type=click.IntRange(min=1),
+        default=SAMPLES,
+        show_default=True,
+        help="Inputs of --data that moments and repair look at, at most.",
+    )(command)
+    return click.option(
+        "--repair",
+        type=click.Choice(REPAIRS),
+        default="refit",
+        show_default=True,
+        help="Fit the layers behind lossy rewrites again on --data: their weights (refit), the "
+        "same with low-rank layers by what the network's answer sees of their errors (fisher), "
+        "only a scale and a bias per channel (scale), or not at all.",
     )(command)
 
 

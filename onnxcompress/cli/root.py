@@ -13,8 +13,8 @@ _COMMANDS = {
     "evaluate": "Measure a model's task metric, or its agreement with a reference.",
     "inspect": "List layers, cost, and what each pass could do, or why not.",
     "passes": "List every installed pass and its options.",
-    "search": "Derive a family of networks: one table, one Pareto front.",
     "saliency": "Score channels by every criterion, and compare with the oracle.",
+    "search": "Derive a family of networks: one table, one Pareto front.",
 }
 
 

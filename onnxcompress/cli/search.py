@@ -10,7 +10,6 @@ import click
 
 from onnxcompress.cli import options as shared
 from onnxcompress.cli.console import output, progress_for
-from onnxcompress.config import REPAIRS, SAMPLES
 
 if TYPE_CHECKING:
     from onnxcompress.search.results import Family
@@ -86,8 +85,8 @@ _HANDED_ON = (
     help="Widths are multiples of this; 1 is off.",
 )
 @click.option("--data", required=True, metavar="SPEC", help="Calibration inputs.")
-@click.option("--eval", "eval_data", metavar="SPEC", help="Held-out inputs, labels optional.")
-@click.option("--metric", metavar="NAME", help="top1, top5, agreement or MODULE:FUNCTION.")
+@shared.eval_option
+@shared.metric_option
 @shared.preprocess_option
 @click.option(
     "--executor",
@@ -105,21 +104,8 @@ _HANDED_ON = (
 @click.option("--address", metavar="HOST:PORT", help="Of a running Ray cluster, or auto.")
 @shared.execution_options
 @shared.size_options
-@click.option(
-    "--repair",
-    type=click.Choice(REPAIRS),
-    default="refit",
-    show_default=True,
-    help="How layers are fitted again on --data, as for `compress`.",
-)
-@click.option(
-    "--samples",
-    type=click.IntRange(min=1),
-    default=SAMPLES,
-    show_default=True,
-    help="Inputs of --data that moments and repair look at, at most.",
-)
-@click.option("--exclude", multiple=True, metavar="REGEX", help="Node names to leave alone.")
+@shared.repair_options
+@shared.exclude_option
 @shared.seed_option
 @click.option("--force", is_flag=True, help="Begin again where OUTDIR holds another search.")
 @shared.json_option
@@ -171,7 +157,7 @@ def show(family: Family, folder: Path) -> None:
     """Print the table of derived models."""
     from rich.table import Table
 
-    from onnxcompress.search.results import labelled
+    from onnxcompress.search.space import labelled
 
     best, chosen, whole = family.front, family.recommended, family.original
     metric = family.rows[0].figures["metric"]["name"]

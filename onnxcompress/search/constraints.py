@@ -7,6 +7,7 @@ user's go by that name as well. `c1 >= c2 and c3 + c4 <= 1.5` is a constraint.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +19,7 @@ import yaml
 from onnxcompress.errors import UsageError
 
 NONE, FALLING = "none", "non-increasing"
+_POSITION = re.compile(r"c\d+")
 _ALLOWED = (
     ast.Expression,
     ast.BoolOp,
@@ -87,8 +89,12 @@ def parse_constraint(text: str, superblocks: Sequence[str]) -> Constraint:
         superblocks: names of the superblocks, in order.
 
     Raises:
-        UsageError: the file cannot be read, an expression is none, or names no superblock.
+        UsageError: the file cannot be read, an expression is none or names no superblock, or a
+            superblock has a name that means a place.
     """
+    for name in superblocks:
+        if _POSITION.fullmatch(name):
+            raise UsageError(f"superblock '{name}' has a name that means the one at that place")
     names = tuple(
         (f"c{number}", name) if name.isidentifier() else (f"c{number}",)
         for number, name in enumerate(superblocks, 1)

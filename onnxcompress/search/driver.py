@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from onnxcompress.calibrate.collectors import with_collectors
 from onnxcompress.config import Config
 from onnxcompress.errors import BoundError, UsageError
 from onnxcompress.graph.digest import model_digest
-from onnxcompress.journal import Journal
+from onnxcompress.journal import Journal, choice_name
 from onnxcompress.load.source import ModelSource
 from onnxcompress.numerics.blas_threads import one_blas_pool
 from onnxcompress.pipeline import verdict_metric
@@ -27,11 +26,10 @@ from onnxcompress.rewrite.manager import rewrite
 from onnxcompress.search.constraints import parse_constraint
 from onnxcompress.search.estimates import Estimates, by_superblock, count, in_proportion, singles
 from onnxcompress.search.executors import Executor, Serial
-from onnxcompress.search.explore import Vectors, candidates
+from onnxcompress.search.explore import candidates, selected
 from onnxcompress.search.ledger import Ledger
-from onnxcompress.search.pareto import representatives
-from onnxcompress.search.results import Family, Row, labelled
-from onnxcompress.search.space import Space, Vector, chosen_by
+from onnxcompress.search.results import Family, Row
+from onnxcompress.search.space import Space, Vector, chosen_by, labelled
 from onnxcompress.search.store import Store
 from onnxcompress.search.timings import BRIEF, LONG
 from onnxcompress.search.workshop import Found, Shared, Task
@@ -40,10 +38,6 @@ from onnxcompress.workbench import Workbench
 OWNER = "scbp"
 _HELD = 2**31
 """Bytes of samples that are sent along to other machines; more are read there."""
-
-_LOST = 0.4
-"""Expected relative squared error of the outputs from which on a network is left out, as long as
-there are enough others. There, SqueezeNet is right in 25 % of cases (60), ResNet-20 in 68 (91)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +81,13 @@ def search(
     """
     if config.data is None:
         raise UsageError("a search ranks networks by what they lose: give --data")
-    return Search(source, config, request, progress or Silent()).run()
+    if request.executor.elsewhere and config.execution.device == "cuda":
+        raise UsageError("--executor ray goes with --providers cpu: its tasks get no GPU")
+    found = Search(source, config, request, progress or Silent())
+    try:
+        return found.run()
+    finally:
+        found.ledger.store.close()
 
 
 class Search:
@@ -109,8 +109,14 @@ class Search:
     ) -> None:
         self._request, self._progress = request, progress
         config = replace(config, run=request.folder / "run")
-        self._prepared = prepare(source, config, progress)
-        store = Store(request.folder, self._prepared.journal.context, force=request.force)
+        stores: list[Store] = []
+
+        def open_journal(folder: Path | None, context: str) -> Journal:
+            # A search that is refused leaves the journal of the one before as it is.
+            stores.append(Store(request.folder, context, force=request.force))
+            return Journal(folder, context)
+
+        self._prepared = prepare(source, config, progress, open_journal=open_journal)
         progress.stage("superblocks")
         self._owner = next(owner for owner in self._prepared.passes if owner.name == OWNER)
         options = self._collected()
@@ -120,18 +126,21 @@ class Search:
         self._names = tuple(str(offers[0].setting.superblock) for offers in self._sites)
         ratios = tuple(tuple(float(c.setting.ratio) for c in offers) for offers in self._sites)
         self.space = Space(ratios, parse_constraint(request.constraint, self._names))
+        self._check_structure(stores[0])
         self._bench = Workbench.of(self._prepared, progress)
         self._seen: dict[str, tuple[float, float]] = {}
         self.ledger = Ledger(
-            request.folder, store, request.executor, self._packed(), self.space, progress
+            request.folder, stores[0], request.executor, self._packed(), self.space, progress
         )
 
     def run(self) -> Family:
         """Estimate, select, build and measure."""
         estimates = self.estimates()
         self._progress.stage("select")
-        every = candidates(self.space, estimates, self._prepared.config.seed)
-        chosen = self._selected(every, estimates)
+        config = self._prepared.config
+        every = candidates(self.space, estimates, config.seed)
+        some = selected(every, estimates, self._request.count, config.seed)
+        chosen = list(dict.fromkeys([*map(self.space.vector, self._request.also), *some]))
         self._progress.stage("build networks")
         found = self.ledger.done([Task(v, briefly=False) for v in chosen], self._told)
         self._progress.stage("measure latency")
@@ -201,6 +210,25 @@ class Search:
         )
         return read_options(found, {self._owner.name: self._owner})[0]
 
+    def _check_structure(self, store: Store) -> None:
+        """Refuse findings about other superblocks than these.
+
+        Which exact rewrites were worth it was timed, and is in the journal. Without that file other
+        superblocks may come out, and findings that are kept by numbers mean something else.
+
+        Raises:
+            UsageError: the store has some.
+        """
+        rounds = [candidate for one in self._prepared.groundwork.rounds for candidate in one]
+        present = choice_name([*rounds, *(c for offers in self._sites for c in offers)])
+        known = store.get("superblocks")
+        if known is not None and known != present:
+            raise UsageError(
+                f"'{self._request.folder}' holds a search of other superblocks, and what it knew "
+                "of the network (run/journal.jsonl) is gone: choose another folder"
+            )
+        store.put("superblocks", present)
+
     def _packed(self) -> Shared:
         """What workers need; where they may be on other machines, with the samples in it."""
         prepared, config = self._prepared, self._prepared.config
@@ -221,41 +249,12 @@ class Search:
             config.seed,
             patched=config.samples,
         )
-        alone = replace(prepared, inputs=inputs, facts=facts, journal=Journal(None, ""))
-        return Shared(alone, self._sites, metric, model_digest(prepared.original.model))
-
-    def _selected(self, every: Vectors, estimates: Estimates) -> list[Vector]:
-        """What was asked for in any case, and a few combinations that stand for all.
-
-        Raises:
-            BoundError: the constraint allows nothing but the network as it is.
-        """
-        narrower = every[np.any(every > 0, axis=1)]
-        if not len(narrower):
-            raise BoundError("the constraint allows nothing but the network as it is")
-        points = estimates.objectives(narrower)
-        # Networks that lost their outputs are small and fast, and of no use to anybody.
-        enough = np.sort(points[:, 0])[min(self._request.count, len(points)) - 1]
-        usable = np.flatnonzero(points[:, 0] <= max(_LOST, enough))
-        narrower = narrower[usable]
-        best = representatives(points[usable], self._request.count, self._prepared.config.seed)
-        found = [tuple(int(at) for at in narrower[number]) for number in best]
-        return list(dict.fromkeys([*map(self._vector, self._request.also), *found]))
-
-    def _vector(self, ratios: Sequence[float]) -> Vector:
-        """The combination with these ratios.
-
-        Raises:
-            UsageError: a superblock does not have such a ratio.
-        """
-        if len(ratios) != len(self._sites):
-            raise UsageError(f"{labelled(ratios)}: there are {len(self._sites)} superblocks")
-        for ratio, known in zip(ratios, self.space.ratios, strict=True):
-            if ratio not in known:
-                raise UsageError(f"{labelled(ratios)}: {ratio:g} is none of {labelled(known)}")
-        return tuple(
-            known.index(ratio) for ratio, known in zip(ratios, self.space.ratios, strict=True)
+        # The samples are in `inputs`, and nothing is kept by workers.
+        config = replace(config, data=None, eval_data=None, run=None)
+        alone = replace(
+            prepared, inputs=inputs, facts=facts, config=config, journal=Journal(None, "")
         )
+        return Shared(alone, self._sites, metric, model_digest(prepared.original.model))
 
     def _unrepaired(self, vector: Vector) -> bytes:
         """A combination as quick as it will be, and not fitted."""

@@ -23,6 +23,8 @@ from onnxcompress.plan.contract import Candidate, Pass
 Floats = NDArray[np.float64]
 Sites = Sequence[Sequence[Candidate[Any]]]
 KINDS = ("macs", "params", "weight_bytes")
+OBJECTIVES = 3
+"""Error, bytes and milliseconds."""
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ from onnxcompress.search.workshop import Found, Shared, Task, Workshop
 
 T = TypeVar("T")
 _RETRIES = 3
-"""How often a task may take its worker down before the search gives up."""
-
+"""How often workers may die before the search gives up."""
 
 _FEWEST = 2
+"""Processes that joblib makes, at least: a single one it does without."""
+
 _LOOK = 2.0
 """Seconds between a worker's looks at whether its driver is still there."""
 
@@ -40,8 +41,13 @@ class Executor(Protocol):
             OnnxCompressError: a task failed, or its workers die of it again and again.
         """
 
-    def alone(self, call: Callable[[], T]) -> dict[str, T]:
-        """What a call says on every kind of machine, by the kind's name, while no task runs."""
+    def alone(self, call: Callable[[], T], execution: Execution) -> dict[str, T]:
+        """What a call says on every kind of machine, by the kind's name, while no task runs.
+
+        Args:
+            call: what is to be said.
+            execution: provider that it is about, which names the kind.
+        """
 
     @property
     def elsewhere(self) -> bool:
@@ -53,14 +59,14 @@ class Local:
 
     elsewhere = False
 
-    def alone(self, call: Callable[[], T]) -> dict[str, T]:
+    def alone(self, call: Callable[[], T], execution: Execution) -> dict[str, T]:
         """What a call says in this process, while no task runs."""
-        return {kind_of_node(default_threads()): call()}
+        return {kind_of_node(execution, default_threads()): call()}
 
 
-def kind_of_node(processors: float) -> str:
+def kind_of_node(execution: Execution, processors: float) -> str:
     """What latencies on a node depend on, in words."""
-    return f"{device_name(Execution())}, {processors:g} processors"
+    return f"{device_name(execution)}, {processors:g} processors"
 
 
 class Serial(Local):

@@ -14,8 +14,8 @@ from onnxcompress.latency.interleave import Budget
 from onnxcompress.progress import Progress
 from onnxcompress.report.write import commit, model_bytes
 from onnxcompress.search.executors import Executor
-from onnxcompress.search.results import labelled, plan_name
-from onnxcompress.search.space import Space, Vector
+from onnxcompress.search.results import plan_name
+from onnxcompress.search.space import Space, Vector, labelled
 from onnxcompress.search.store import Store
 from onnxcompress.search.timings import AT_ONCE, Timed
 from onnxcompress.search.workshop import Found, Shared, Task
@@ -57,7 +57,8 @@ class Ledger:
         missing = [task for task in tasks if known[task.vector] is None]
         before, started = len(tasks) - len(missing), time.perf_counter()
         self.progress.step(before, len(tasks))
-        for number, found in enumerate(self.executor.run(self.shared, missing), 1):
+        coming = self.executor.run(self.shared, missing) if missing else iter(())
+        for number, found in enumerate(coming, 1):
             known[found.task.vector] = self._keep(found)
             self.progress.step(before + number, len(tasks))
             if tell is not None:
@@ -93,7 +94,7 @@ class Ledger:
             call = Timed(
                 model_bytes(original), models, feeds, config.execution, config.seed, budget
             )
-            kinds = self.executor.alone(call)
+            kinds = self.executor.alone(call, config.execution)
             for place, vector in enumerate(some):
                 found = {kind: each[place] for kind, each in kinds.items()}
                 self.store.put(names[vector], found)

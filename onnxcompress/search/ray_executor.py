@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from onnxcompress.errors import OnnxCompressError, UsageError
+from onnxcompress.runtime import Execution
 from onnxcompress.search.executors import kind_of_node, needs_extra, token_of, workshop_for
 from onnxcompress.search.workshop import Found, Shared, Task
 
@@ -77,11 +78,12 @@ class RayCluster:
                         f"{task.key}: workers died {_RETRIES} times of it: {error}"
                     ) from error
 
-    def alone(self, call: Callable[[], T]) -> dict[str, T]:
+    def alone(self, call: Callable[[], T], execution: Execution) -> dict[str, T]:
         """What a call says on every kind of node, while it has a node for itself.
 
         Args:
             call: is sent to one node of every kind; what it takes along is sent with it.
+            execution: provider that it is about.
 
         Returns:
             By kind of node: its processor, and how many of them it has.
@@ -96,7 +98,7 @@ class RayCluster:
                 node["NodeID"], soft=False
             )
             asked = ray.remote(kind_of_node).options(scheduling_strategy=near)
-            name = ray.get(asked.remote(processors))
+            name = ray.get(asked.remote(execution, processors))
             if name not in kinds:
                 whole = ray.remote(_called).options(
                     num_cpus=processors, scheduling_strategy=near, max_retries=_RETRIES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +125,8 @@ class Family:
         writer = csv.writer(text, lineterminator="\n")
         counted = ("params", "macs", "file_bytes")
         names = [f"c_{one['name']}" for one in self.superblocks]
-        kinds = list(self.rows[0].latency)
+        # A row that was timed when the cluster had other machines has other kinds.
+        kinds = list(dict.fromkeys(kind for row in self.rows for kind in row.latency))
         latencies = [f"latency on {kind}" for kind in kinds] if len(kinds) > 1 else ["latency"]
         writer.writerow(
             [
@@ -140,7 +141,7 @@ class Family:
                     *(row.name, *row.ratios, figures["metric"]["name"], figures["metric"]["value"]),
                     *(row.loss, row.error, *(figures[key] for key in counted)),
                     *(figures[key] / whole[key] for key in counted),
-                    *(row.latency[kind]["ratio"] for kind in kinds),
+                    *(row.latency.get(kind, {}).get("ratio", "") for kind in kinds),
                     *(int(number in best), int(number == chosen)),
                 ]
             )
@@ -189,8 +190,3 @@ def plotted(family: Family) -> bytes:
     canvas, picture = FigureCanvasAgg(figure), io.BytesIO()
     canvas.print_png(picture)  # type: ignore[no-untyped-call]
     return picture.getvalue()
-
-
-def labelled(ratios: Sequence[float]) -> str:
-    """Ratios as they stand in file names and tables."""
-    return "-".join(f"{ratio:g}" for ratio in ratios)

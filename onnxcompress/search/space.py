@@ -42,6 +42,20 @@ class Space:
         """The ratios of a combination."""
         return tuple(each[at] for each, at in zip(self.ratios, vector, strict=True))
 
+    def vector(self, ratios: Sequence[float]) -> Vector:
+        """The combination with these ratios.
+
+        Raises:
+            UsageError: a superblock does not have such a ratio.
+        """
+        told = labelled(ratios)
+        if len(ratios) != len(self.ratios):
+            raise UsageError(f"{told}: there are {len(self.ratios)} superblocks")
+        for ratio, known in zip(ratios, self.ratios, strict=True):
+            if ratio not in known:
+                raise UsageError(f"{told}: {ratio:g} is none of {labelled(known)}")
+        return tuple(known.index(r) for r, known in zip(ratios, self.ratios, strict=True))
+
     def allows(self, vector: Vector) -> bool:
         """Whether the constraint holds."""
         return self.constraint.allows(self.values(vector))
@@ -94,6 +108,11 @@ class Space:
     def falls(self) -> bool:
         """Whether ratios are to fall, and all superblocks have the same."""
         return self.constraint.falling and len(set(self.ratios)) == 1
+
+
+def labelled(ratios: Sequence[float]) -> str:
+    """Ratios as they stand in file names and tables."""
+    return "-".join(f"{ratio:g}" for ratio in ratios)
 
 
 def chosen_by(

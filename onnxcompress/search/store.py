@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -65,10 +64,6 @@ class Store:
         """Give the file back."""
         self._connection.close()
 
-    def __len__(self) -> int:
-        with closing(self._connection.execute("SELECT COUNT(*) FROM findings")) as rows:
-            return int(rows.fetchone()[0])
-
     def get(self, key: str) -> Any | None:
         """A finding, or None."""
         query = "SELECT value FROM findings WHERE key = ?"
@@ -89,11 +84,3 @@ class Store:
                 )
         except sqlite3.Error as error:
             raise OutputError(f"'{self._path}' cannot be written: {error}") from error
-
-    def recall(self, key: str, find: Callable[[], Any]) -> Any:
-        """A finding; found, and kept at once, where it is not known."""
-        value = self.get(key)
-        if value is None:
-            self.put(key, find())
-            value = self.get(key)
-        return value

@@ -1,6 +1,6 @@
 """Where combinations are built: the same code in this process, in another, and on another machine.
 
-What all of them share (the model, the data, moments, candidates) is sent once. Whatever is built
+What all of them share (the model, the data, candidates) is sent once. Whatever is built
 depends on that and on the combination alone, so that it does not matter where it was built, or how
 often: numbers are added up by one thread, whatever a machine has.
 """
@@ -16,6 +16,8 @@ import onnx
 from threadpoolctl import threadpool_limits
 
 from onnxcompress.analyse.facts import analyse
+from onnxcompress.errors import PassError
+from onnxcompress.load.checks import check_structure, check_values
 from onnxcompress.plan.contract import Candidate
 from onnxcompress.plan.plan import Plan, described
 from onnxcompress.preparation import Prepared, proof_feeds
@@ -35,7 +37,7 @@ class Shared:
     """All that building takes besides the combination.
 
     Attributes:
-        prepared: the job, with the statistics that were collected of its calibration inputs.
+        prepared: the job, with its inputs.
         sites: candidates per superblock, the first of which takes nothing.
         metric: what is judged by.
         digest: of the canonical model, for plans.
@@ -106,7 +108,8 @@ class Workshop:
         """Build one combination.
 
         Raises:
-            OnnxCompressError: a rewrite fails, or what comes out does not run.
+            OnnxCompressError: a rewrite fails, or what comes out does not run, has values that are
+                no numbers, or another interface than the seed network.
         """
         started = time.perf_counter()
         chosen = chosen_by(task.vector, self._shared.sites)
@@ -127,6 +130,11 @@ class Workshop:
         )
         repaired = bench.repairs()(rewritten)
         model = repaired.model if repaired is not None else rewritten.model
+        check_structure(model)
+        check_values(model)
+        differences = interface_differences(prepared.source.model, model)
+        if differences:
+            raise PassError(f"{task.key}: {differences[0]}")
         plan = Plan(
             model_digest=self._shared.digest,
             passes=described(prepared.passes),
@@ -151,7 +159,6 @@ class Workshop:
             prepared.config.execution,
             seed=prepared.config.seed,
         )
-        differences = interface_differences(prepared.source.model, model)
         drop, cost = comparison.drop, analyse(model, prepared.facts.sizes).total()
         return float(comparison.error), {
             "metric": comparison.after.to_dict(),
@@ -160,5 +167,4 @@ class Workshop:
             "params": cost.params,
             "macs": cost.macs,
             "file_bytes": model.ByteSize(),
-            "failures": differences,
         }

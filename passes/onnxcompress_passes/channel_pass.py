@@ -206,6 +206,14 @@ class ChannelPass(Pass[KeptChannels]):
             PassError: it does not have these channels.
         """
         edit.claim(self.name)
+        self.remove(candidates, edit)
+
+    def remove(self, candidates: Sequence[Candidate[KeptChannels]], edit: Editor) -> None:
+        """What `rewrite_together` does to a graph that was claimed.
+
+        Raises:
+            PassError: the graph does not have these channels.
+        """
         coupling = coupling_of(edit)
         removed = removed_channels(candidates, coupling)
         view = GraphView(self._reweighted(candidates, edit))

@@ -66,7 +66,7 @@ def main() -> None:
 
     tracemalloc.start()
     started = time.perf_counter()
-    found = evolved(space, estimates.objectives, estimates, 0, EVALUATED)
+    found = evolved(space, estimates, 0, EVALUATED)
     seconds, peak = time.perf_counter() - started, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     print(f"{len(found)} evaluations: {seconds:.1f} s, {peak / 2**20:.1f} MiB")

@@ -31,7 +31,8 @@ from onnxcompress.runtime import Execution
 from onnxcompress.search.driver import Request, search
 from onnxcompress.search.executors import Processes
 from onnxcompress.search.pareto import front
-from onnxcompress.search.results import Family, Row, labelled
+from onnxcompress.search.results import Family, Row
+from onnxcompress.search.space import labelled
 
 NETWORKS = ("resnet56_cifar10", "resnet20_cifar10", "squeezenet1.1_fp16w_imagenet")
 RATIOS = (1.0, 0.75, 0.5, 0.25)

@@ -48,6 +48,9 @@ def test_written_replayed_and_shown(
         assert len(kernels) == row["shape"][0] * row["shape"][1]
         assert np.isfinite(kernels).all()
     assert "written" in cli("inspect", out, "--programs").out
+    picture = model.with_name("kernels.png")
+    assert cli("inspect", out, "--programs", "--picture", picture).code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_programs_that_would_make_the_file_larger_are_refused(
@@ -72,6 +75,10 @@ def test_compressibility_of_a_model_without_programs(cli: Callable[..., Any], mo
         assert 0 < lengths[2] <= lengths[1] <= lengths[0] <= 1
         assert sum(row["shares"].values()) == pytest.approx(1.0)
     assert "%" in cli("inspect", model, "--programs").out
+    picture = model.with_name("curves.png")
+    assert cli("inspect", model, "--programs", "--picture", picture, "--json").code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    cli("inspect", model, "--picture", picture).refused(2, "--picture goes with --programs")
 
 
 def test_programs_go_alone(refuse: Callable[..., Any], model: Path) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,10 @@ import onnx
 import pytest
 
 from onnxcompress.config import Config
-from onnxcompress.errors import OnnxCompressError, UsageError
+from onnxcompress.errors import OnnxCompressError, PassError, UsageError
 from onnxcompress.latency.interleave import Budget
+from onnxcompress.plan.options import collect
+from onnxcompress.runtime import Execution
 from onnxcompress.search.driver import Request, search
 from onnxcompress.search.executors import Executor, Local, Processes, Serial
 from onnxcompress.search.results import Family, plan_name
@@ -130,54 +132,99 @@ def test_a_search_that_was_interrupted_goes_on(
     request = Request(folder=folder, count=1, also=every)
     cut = Counting(most=6)
     with pytest.raises(KeyboardInterrupt):
-        search(network, config_for(), replace_executor(request, cut))
+        search(network, config_for(), replace(request, executor=cut))
     rest = Counting()
-    family = search(network, config_for(), replace_executor(request, rest))
+    family = search(network, config_for(), replace(request, executor=rest))
     assert not set(cut.asked) & set(rest.asked)
     built = [key for key in (*cut.asked, *rest.asked) if key.startswith("network")]
     assert len(built) == len(family.rows)
     # Once more: nothing is left to do, unless a file was changed.
     idle = Counting()
-    search(network, config_for(), replace_executor(request, idle))
+    search(network, config_for(), replace(request, executor=idle))
     assert idle.asked == []
     (folder / family.rows[0].name).write_bytes(b"something else")
     again = Counting()
-    repeated = search(network, config_for(), replace_executor(request, again))
+    repeated = search(network, config_for(), replace(request, executor=again))
     assert len(again.asked) == 1
     assert models(repeated, folder)[family.rows[0].name] != b"something else"
 
 
-def test_another_search_in_the_same_folder_is_refused(
+def test_another_search_in_the_same_folder_is_refused_and_does_no_harm(
     network: onnx.ModelProto, config_for: Callable[..., Config], folder: Path
 ) -> None:
-    search(network, config_for(), Request(folder=folder, count=1))
+    request = Request(folder=folder, count=1)
+    search(network, config_for(), request)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     with pytest.raises(UsageError, match="holds a search with another model"):
-        search(network, config_for(ratios="0.5+0.25"), Request(folder=folder, count=1))
-    assert search(network, config_for(), Request(folder=folder, count=1))
+        search(network, config_for(ratios="0.5+0.25"), request)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    idle = Counting()
+    search(network, config_for(), replace(request, executor=idle))
+    assert idle.asked == []
+    other = search(network, config_for(ratios="0.5+0.25"), replace(request, force=True))
+    assert [each["ratios"] for each in other.superblocks] == [[1.0, 0.5, 0.25]] * 2
+
+
+def test_findings_about_other_superblocks_are_not_believed(
+    network: onnx.ModelProto,
+    config_for: Callable[..., Config],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a search knew of the network is lost, and other superblocks come out than before."""
+    request = Request(folder=folder, count=1)
+    search(network, config_for(), request)
+    (folder / "run" / "journal.jsonl").unlink()
+    # As long as they come out the same, nothing is built again.
+    idle = Counting()
+    search(network, config_for(), replace(request, executor=idle))
+    assert idle.asked == []
+    (folder / "run" / "journal.jsonl").unlink()
+    monkeypatch.setattr(
+        "onnxcompress.search.driver.collect",
+        lambda facts, owners: collect(facts, [replace(owners[0], segments=1)]),
+    )
+    with pytest.raises(UsageError, match="holds a search of other superblocks"):
+        search(network, config_for(), request)
+
+
+def test_a_network_with_another_interface_is_a_fault(
+    network: onnx.ModelProto, config_for: Callable[..., Config], folder: Path
+) -> None:
+    shared = shared_of(network, config_for(), folder)
+    changed = onnx.ModelProto()
+    changed.CopyFrom(shared.prepared.source.model)
+    changed.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+    source = replace(shared.prepared.source, model=changed)
+    workshop = Workshop(replace(shared, prepared=replace(shared.prepared, source=source)))
+    with pytest.raises(PassError, match="network 1-0: "):
+        workshop(Task((1, 0), briefly=False))
+
+
+def test_a_cluster_does_not_hand_out_gpus(
+    network: onnx.ModelProto, config_for: Callable[..., Config], folder: Path
+) -> None:
+    @dataclass
+    class Elsewhere(Counting):
+        elsewhere = True
+
+    config = replace(config_for(), execution=Execution(("cuda",), 1))
+    with pytest.raises(UsageError, match="goes with --providers cpu"):
+        search(network, config, Request(folder=folder, executor=Elsewhere()))
 
 
 @dataclass(frozen=True)
 class Deadly(Task):
-    """A task that takes its worker process along, as often as its file says."""
+    """A task that takes its worker along when it gets there, as often as its file says."""
 
     path: str = ""
 
-    @property
-    def key(self) -> str:
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
         left = int(Path(self.path).read_text())
-        if left and os.getpid() != int(Path(self.path + ".driver").read_text()):
+        if left:
             Path(self.path).write_text(str(left - 1))
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().key
-
-    def __getstate__(self) -> dict[str, object]:
-        return dict(self.__dict__)
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        # Unpacked in the worker: the moment to die.
-        for name, value in state.items():
-            object.__setattr__(self, name, value)
-        _ = self.key
 
 
 @pytest.mark.parametrize(("deaths", "survives"), [(1, True), (10, False)])
@@ -192,7 +239,6 @@ def test_workers_that_die(
     shared = shared_of(network, config_for(), folder)
     path = tmp_path / "deaths"
     path.write_text(str(deaths))
-    Path(f"{path}.driver").write_text(str(os.getpid()))
     tasks = [
         Task((1, 0), briefly=True),
         Deadly((0, 1), briefly=True, path=str(path)),
@@ -221,12 +267,6 @@ def shared_of(network: onnx.ModelProto, config: Config, folder: Path) -> Shared:
     with pytest.raises(KeyboardInterrupt):
         search(network, config, Request(folder=folder, executor=Catching()))
     return kept[0]
-
-
-def replace_executor(request: Request, executor: Executor) -> Request:
-    from dataclasses import replace
-
-    return replace(request, executor=executor)
 
 
 def findings(folder: Path) -> int:
@@ -265,7 +305,7 @@ def test_workers_of_a_killed_driver_end(
         *("--executor", "processes", "--workers", "2", "--threads", "1", "--quiet"),
     ]
     driver = subprocess.Popen(command)
-    while not findings(folder) and driver.poll() is None:
+    while findings(folder) < 2 and driver.poll() is None:
         time.sleep(0.05)
     workers = children(driver.pid)
     driver.kill()

@@ -16,6 +16,7 @@ import pytest
 from onnxcompress.config import Config
 from onnxcompress.errors import UsageError
 from onnxcompress.latency.interleave import Budget
+from onnxcompress.runtime import Execution
 from onnxcompress.search.driver import Request, search
 from onnxcompress.search.executors import Local
 from onnxcompress.search.workshop import Found, Shared, Task, Workshop
@@ -121,7 +122,7 @@ def test_a_worker_that_is_killed(cluster: Any, serial: Both, tmp_path: Path) -> 
 
 
 def test_one_kind_of_node_is_timed_once(cluster: Any) -> None:
-    found = RayCluster().alone(os.getpid)
+    found = RayCluster().alone(os.getpid, Execution(threads=1))
     assert len(found) == 1
     ((kind, pid),) = found.items()
     assert kind.endswith("1 processors")

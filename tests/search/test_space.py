@@ -42,6 +42,11 @@ def test_names_of_the_users_own() -> None:
     assert parse_constraint("c2 == 0.5", ["early", "late"]).allows((1.0, 0.5))
 
 
+def test_a_name_that_means_another_superblock() -> None:
+    with pytest.raises(UsageError, match="superblock 'c2' has a name"):
+        parse_constraint("none", ["c2", "late"])
+
+
 def test_a_file_of_constraints(tmp_path: Path) -> None:
     path = tmp_path / "rules.yaml"
     path.write_text("- non-increasing\n- c4 == 0.5\n")

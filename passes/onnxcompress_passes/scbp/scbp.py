@@ -106,8 +106,7 @@ class Scbp(Pass[Widths]):
                 continue
             block = within.get(found.node)
             if block is None:
-                reason = "no superblock has it"
-                yield Refusal(self.name, found.node, reason)
+                yield Refusal(self.name, found.node, self._outside(found.node, facts))
             else:
                 reason = f"goes with superblock '{block.name}' at '{block.groups[0]}'"
                 yield Refusal(self.name, found.node, reason, see=self.name)
@@ -121,18 +120,13 @@ class Scbp(Pass[Widths]):
         ratios = sorted({1.0, *parse_ratios(self.ratios, "ratios")}, reverse=True)
         if self.widths != "":
             ratios = [self._given(blocks)[blocks.index(block)]]
-        stays = {g.name for g in groups if self.within == INNER and is_stream(facts, g)}
-        if len(stays) == len(groups):
-            raise NoCandidate("sums of residual branches alone: within=even narrows them")
         orders = {group.name: self._ranked.order(group, facts, coupling) for group in groups}
 
         def going(ratio: float) -> dict[str, tuple[int, ...]]:
             counts = {
-                group.name: group.width - self._width(group, block, ratio)
-                for group in groups
-                if group.name not in stays
+                group.name: group.width - self._width(group, block, ratio) for group in groups
             }
-            return {name: order[: counts.get(name, 0)] for name, order in orders.items()}
+            return {name: order[: counts[name]] for name, order in orders.items()}
 
         gone = {ratio: going(ratio) for ratio in ratios}
         # All candidates are set against the same nodes, so that their costs can be compared.
@@ -166,7 +160,8 @@ class Scbp(Pass[Widths]):
 
     def rewrite_together(self, candidates: Sequence[Candidate[Widths]], edit: Editor) -> None:
         """Narrow several superblocks: all edits are worked out on the original graph."""
-        self._ranked.rewrite_together(self._parts(candidates), edit)
+        edit.claim(self.name)
+        self._ranked.remove(self._parts(candidates), edit)
 
     def reference(self, candidates: Sequence[Candidate[Widths]], edit: Editor) -> bool:
         """The original with these channels forced to zero."""
@@ -216,7 +211,7 @@ class Scbp(Pass[Widths]):
     def _groups(self, facts: Facts) -> list[Site | Refusal]:
         def objection(group: Group, coupling: Coupling) -> str:
             why = self._ranked.objection(group, facts, coupling)
-            return why.replace("give --data", "give --data, or ranking=weight")
+            return f"{why}; ranking=weight looks at nothing else" if why else ""
 
         return list(group_sites(self.name, facts, objection))
 
@@ -227,9 +222,17 @@ class Scbp(Pass[Widths]):
                 return ()
             coupling = facts.coupling()
             groups = [group for group in coupling.groups if group.name in names]
+            if self.within == INNER:
+                groups = [group for group in groups if not is_stream(facts, group)]
             return superblocks(facts, coupling, groups, self.segments)
 
-        return facts.recall(("superblocks", self.segments, self.ranking), find)
+        return facts.recall(("superblocks", self.segments, self.ranking, self.within), find)
+
+    def _outside(self, name: str, facts: Facts) -> str:
+        """Why a group that could be cut is in no superblock."""
+        if self.within == INNER and is_stream(facts, facts.coupling().group(name)):
+            return "residual branches are summed here: within=even narrows it"
+        return "no superblock has it"
 
     def _given(self, blocks: Sequence[Superblock]) -> tuple[float, ...]:
         given = parse_ratios(self.widths, "widths")

@@ -79,6 +79,8 @@ def superblocks(
     Raises:
         UsageError: the file cannot be read, or one of its expressions matches no layer.
     """
+    if not groups:
+        return ()
     if segments == WIDTHS:
         return _by_width(facts, coupling, groups)
     if segments == RESOLUTIONS:

@@ -15,8 +15,8 @@ from onnxcompress.plan.registry import make_pass
 from onnxcompress.rewrite.manager import rewrite
 from tests.passes.scbp.resnets import parameters_before_folding, resnet
 
-# From torchvision: parameters with BatchNormalization, and multiplications.
-BASE = {18: (11_689_512, 1.814e9), 34: (21_797_672, 3.664e9), 50: (25_557_032, 4.089e9)}
+# From torchvision: parameters with BatchNormalization, and 10^9 multiplications.
+BASE = {18: (11_689_512, 1.814), 34: (21_797_672, 3.664), 50: (25_557_032, 4.089)}
 TABLE = {
     (0.75, 0.75, 0.75, 0.75): {18: (0.571, 0.575), 34: (0.567, 0.569), 50: (0.578, 0.568)},
     (0.7, 0.7, 0.7, 0.7): {18: (0.499, 0.520), 34: (0.492, 0.503), 50: (0.504, 0.501)},
@@ -40,7 +40,7 @@ def test_the_seed_networks_are_torchvisions(depth: int) -> None:
     model, facts = network(depth)
     params, macs = BASE[depth]
     assert parameters_before_folding(model) == params
-    assert facts.total().macs == pytest.approx(macs, rel=5e-4)
+    assert round(facts.total().macs / 1e9, 3) == macs
     sites = collect(facts, [make_pass("scbp", ranking="weight", within="even")]).sites
     assert [tuple(c.setting.ratio for c in offers) for offers in sites] == [RATIOS] * 4
 
@@ -56,8 +56,8 @@ def test_sizes_and_macs_of_the_table(depth: int, ratios: tuple[float, ...]) -> N
     cost = model_cost(small, shapes_for(small, facts.sizes))
     size, macs = TABLE[ratios][depth]
     whole = parameters_before_folding(model)
-    assert parameters_before_folding(small) / whole == pytest.approx(size, abs=1e-3)
-    assert cost.macs / facts.total().macs == pytest.approx(macs, abs=1e-3)
+    assert round(parameters_before_folding(small) / whole, 3) == size
+    assert round(cost.macs / facts.total().macs, 3) == macs
     # What is counted without building anything is what is built.
     saving = owner.saving_together(chosen, facts.restricted(owner.needs))
     assert saving.macs == facts.total().macs - cost.macs

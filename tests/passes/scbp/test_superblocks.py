@@ -13,7 +13,7 @@ import pytest
 from onnxcompress.analyse.facts import Facts, analyse
 from onnxcompress.errors import UsageError
 from onnxcompress.graph.infer import with_value_info
-from onnxcompress.plan.contract import NoCandidate, Refusal
+from onnxcompress.plan.contract import NoCandidate, Refusal, Site
 from onnxcompress.plan.options import collect
 from onnxcompress.plan.registry import make_pass
 from onnxcompress.rewrite.manager import rewrite
@@ -62,7 +62,7 @@ def test_plain_networks_by_width_resolution_and_macs(plain: Facts) -> None:
 
 def test_residual_stages_with_what_is_inside_of_them() -> None:
     facts = analyse(resnet(18, size=32, width=8), {"x": (1, 3, 32, 32)})
-    first, second, *_, last = names(facts)
+    first, second, *_, last = names(facts, within="even")
     assert first == ["stem", "s1b0c1", "s1b1c1"]
     assert second == ["s2b0c1", "s2b0c2", "s2b1c1"]
     assert last == ["s4b0c1", "s4b0c2", "s4b1c1"]
@@ -70,14 +70,13 @@ def test_residual_stages_with_what_is_inside_of_them() -> None:
 
 def test_sums_of_branches_keep_their_width_unless_asked() -> None:
     facts = analyse(resnet(18, size=32, width=8), {"x": (1, 3, 32, 32)})
-    for within, stem in (("inner", 8), ("even", 4)):
+    for within, stem in (("inner", {}), ("even", {"stem": 4})):
         owner = make_pass("scbp", ranking="weight", ratios=0.5, round_to=1, within=within)
-        kept = dict(collect(facts, [owner]).sites[0][-1].setting.kept)
-        assert {name: len(channels) for name, channels in kept.items()} == {
-            "stem": stem,
-            "s1b0c1": 4,
-            "s1b1c1": 4,
-        }
+        options = collect(facts, [owner])
+        kept = {name: len(rest) for name, rest in options.sites[0][-1].setting.kept}
+        assert kept == stem | {"s1b0c1": 4, "s1b1c1": 4}
+        told = {refusal.node: refusal.reason for refusal in options.refusals}
+        assert ("within=even narrows it" in told.get("stem", "")) == (within == "inner")
 
 
 def test_a_stream_that_stages_share_is_a_superblock_by_itself(kit: Any) -> None:
@@ -188,6 +187,23 @@ def test_removed_equals_zeroed(plain: Facts, kit: Any) -> None:
     feeds = {"x": np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)}
     (expected,), (found,) = kit.run(zeroed, feeds), kit.run(small, feeds)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_beside_another_pass_that_removes_channels(plain: Facts, kit: Any) -> None:
+    """One superblock by this pass and a group of another one by `prune`, in one rewrite."""
+    passes = [
+        make_pass("scbp", ranking="weight", ratios=0.5, round_to=1),
+        make_pass("prune", channels=0.5),
+    ]
+    offers = {offers[0].site: offers for offers in collect(plain, passes).sites}
+    late, early = offers[Site("scbp", "d")], offers[Site("prune", "a")]
+    owners = {owner.name: owner for owner in passes}
+    small = rewrite(plain.model, [late[-1], early[-1]], owners, strict=True).model
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in small.graph.initializer}
+    convs = [node for node in small.graph.node if node.op_type == "Conv"]
+    assert [shapes[node.input[1]][0] for node in convs] == [8, 16, 16, 16]
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)}
+    assert np.all(np.isfinite(kit.run(small, feeds)[0]))
 
 
 @pytest.mark.parametrize(
