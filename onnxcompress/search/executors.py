@@ -115,7 +115,13 @@ class Processes(Local):
             path, token = _written(shared, Path(folder))
             for _ in range(_RETRIES):
                 count = min(self._workers, max(_FEWEST, len(left)))
-                pool = Parallel(n_jobs=count, return_as="generator_unordered", batch_size=1)
+                pool = Parallel(
+                    n_jobs=count,
+                    return_as="generator_unordered",
+                    batch_size=1,
+                    initializer=end_with,
+                    initargs=(os.getpid(),),
+                )
                 try:
                     jobs = [delayed(from_file)(path, token, task) for task in left.values()]
                     for found in pool(jobs):
@@ -162,16 +168,22 @@ def workshop_for(token: str, octets: Callable[[], bytes]) -> Workshop:
 
 def from_file(path: str, token: str, task: Task) -> Found:
     """Do a task in a worker process, which reads what is shared from a file the first time."""
-    if not _WORKSHOPS:
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     return workshop_for(token, Path(path).read_bytes)(task)
 
 
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent did; a killed one cannot tell its workers to."""
-    while os.getppid() == parent:
-        time.sleep(_LOOK)
-    os._exit(1)
+def end_with(driver: int) -> None:
+    """Have this process end soon after its driver did; a killed one cannot tell its workers to.
+
+    Args:
+        driver: number of the process that started this one.
+    """
+
+    def look() -> None:
+        while os.getppid() == driver:
+            time.sleep(_LOOK)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
 
 
 def _written(shared: Shared, folder: Path) -> tuple[str, str]:
