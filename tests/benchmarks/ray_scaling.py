@@ -1,7 +1,6 @@
 """A search on a Ray cluster: the same table, whatever dies; seconds with one and two workers.
 
     python tests/benchmarks/ray_scaling.py --out DIR [--network resnet20_cifar10]
-        [--figure docs/figures/scaling.png]
 
 Two nodes with one processor each, on this machine. All 64 combinations of three superblocks are
 built in this process, with one and with two workers of the cluster, with a worker killed halfway
@@ -9,8 +8,7 @@ and with a node killed halfway; then the command is killed (kill -9) and started
 be equal, byte by byte, in all of them.
 
 What was measured (seconds per task, to pack, to unpack and set up, to hand a task out and its model
-back; bytes) then goes into a simulation of 2 to 512 workers, which says where a search stops
-getting faster, and why.
+back; bytes) goes to DIR/measured.json, for `ray_simulation.py`.
 
 The shared folder is found through ONNXCOMPRESS_DATA (default ../shared).
 """
@@ -18,7 +16,6 @@ The shared folder is found through ONNXCOMPRESS_DATA (default ../shared).
 from __future__ import annotations
 
 import argparse
-import heapq
 import json
 import os
 import pickle
@@ -34,8 +31,8 @@ from typing import Any
 
 import numpy as np
 import ray
-from figures import pyplot
 from ray.cluster_utils import Cluster
+from ray_simulation import Measured
 from shared_models import CIFAR, CIFAR_TRAIN, IMAGENET, SHARED
 
 from onnxcompress.config import Config
@@ -47,61 +44,19 @@ from onnxcompress.search.ray_executor import RayCluster
 from onnxcompress.search.workshop import Found, Shared, Task, Workshop
 
 RATIOS = (1.0, 0.75, 0.5, 0.25)
-WORKERS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
-CANDIDATES = (64, 256, 4096)
-NETWORK = 1.25e9
-"""Bytes per second between nodes: 10 Gbit/s."""
-
-PER_NODE = 16
-"""Workers of one node, which share what was sent to it."""
-
 IMAGES, JUDGED, SAMPLES = 600, 300, 128
 """Few, so that the comparison of executors takes minutes."""
-
-TIMED = 2.7
-"""Seconds that timing one network takes (eight rounds of a third of a second)."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--network", default="resnet20_cifar10")
-    parser.add_argument("--figure", type=Path)
-    parser.add_argument("--simulate", action="store_true", help="from what --out has measured")
     arguments = parser.parse_args()
-    kept = arguments.out / "measured.json"
-    if not arguments.simulate:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        measured = measure(arguments.network, arguments.out)
-        kept.write_text(json.dumps(asdict(measured)))
-    measured = Measured(**json.loads(kept.read_text()))
-    print("\n".join(f"{name}: {value:.4g}" for name, value in asdict(measured).items()))
-    simulated(measured, arguments.figure)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Seconds and bytes of one search.
-
-    Attributes:
-        task: building one network, median and
-        task_spread: the standard deviation of its logarithm.
-        pack: packing what is shared.
-        unpack: unpacking it and setting a workshop up, once per worker.
-        hand_out: handing one task out and one model back, with nothing to do in between.
-        keep: writing a model and its finding.
-        shared_bytes: of what is shared.
-        model_bytes: of a model, on average.
-    """
-
-    task: float
-    task_spread: float
-    pack: float
-    unpack: float
-    hand_out: float
-    keep: float
-    shared_bytes: float
-    model_bytes: float
+    # Findings of another run would be taken for this one's.
+    arguments.out.mkdir(parents=True)
+    measured = measure(arguments.network, arguments.out)
+    (arguments.out / "measured.json").write_text(json.dumps(asdict(measured)))
 
 
 @dataclass
@@ -111,7 +66,6 @@ class Kept(Local):
     elsewhere = True
     shared: list[Shared] = field(default_factory=list)
     found: dict[str, Found] = field(default_factory=dict)
-    setup: float = 0.0
 
     def run(self, shared: Shared, tasks: Sequence[Task]) -> Iterator[Found]:
         self.shared[:] = [shared]
@@ -269,80 +223,6 @@ def killed_driver(path: Path, folder: Path, expected: dict[str, Found]) -> None:
         f"{len(after)} in the end after {time.perf_counter() - started:.0f} s more, "
         f"{sum(model in ours for model in models.values())} equal to those built in process"
     )
-
-
-def simulated(measured: Measured, figure: Path | None) -> None:
-    """Makespans of a search by workers, with the time that is not building told apart."""
-    print("\n| networks | workers | s | speed-up | efficiency | most of the rest |")
-    print("|---|---|---|---|---|---|")
-    curves: dict[int, list[tuple[int, float]]] = {}
-    for count in CANDIDATES:
-        chance = np.random.default_rng(0)
-        tasks = measured.task * np.exp(measured.task_spread * chance.standard_normal(count))
-        alone = makespan(measured, tasks, 1)
-        for workers in WORKERS:
-            seconds = makespan(measured, tasks, workers)
-            curves.setdefault(count, []).append((workers, alone / seconds))
-            parts = {
-                "sending what is shared": sent(measured, workers),
-                "setting workers up": measured.unpack,
-                "handing out and keeping": count * (measured.hand_out + measured.keep),
-                "networks left over": float(tasks.max()),
-            }
-            most = max(parts, key=lambda name, p=parts: p[name])
-            speed = alone / seconds
-            print(
-                f"| {count} | {workers} | {seconds:.0f} | {speed:.1f} | {speed / workers:.2f} | "
-                f"{most} ({parts[most]:.1f} s) |"
-            )
-    serial = {count: count * TIMED for count in CANDIDATES}
-    told = ", ".join(f"{count}: {seconds:.0f} s" for count, seconds in serial.items())
-    print(f"\ntimed one after the other on one worker, if all were to be timed: {told}")
-    if figure is not None:
-        draw(curves, figure)
-
-
-def sent(measured: Measured, workers: int) -> float:
-    """Seconds until the last node has what is shared; nodes that have it pass it on."""
-    nodes = -(-workers // PER_NODE)
-    return measured.shared_bytes / NETWORK * (int(np.ceil(np.log2(nodes))) if nodes > 1 else 0)
-
-
-def makespan(measured: Measured, tasks: np.ndarray, workers: int) -> float:
-    """Seconds until the last model is kept: one driver, workers that are free at some time."""
-    ready = measured.pack + sent(measured, workers) + measured.unpack
-    free = [(ready, number) for number in range(workers)]
-    heapq.heapify(free)
-    driver, ends = measured.pack, list[float]()
-    for seconds in tasks:
-        at, number = heapq.heappop(free)
-        # The driver hands a task out when a worker is free and it is itself.
-        driver = max(driver, at if at > ready else driver) + measured.hand_out
-        end = max(at, driver) + seconds + measured.model_bytes / NETWORK
-        ends.append(end)
-        heapq.heappush(free, (end, number))
-    kept = 0.0
-    for end in sorted(ends):
-        kept = max(kept, end) + measured.keep
-    return kept
-
-
-def draw(curves: dict[int, list[tuple[int, float]]], path: Path) -> None:
-    plt = pyplot()
-    figure, axis = plt.subplots(figsize=(6, 4))
-    axis.plot(WORKERS, WORKERS, "--", color="tab:gray", label="as many times as workers")
-    for count, points in curves.items():
-        workers, speeds = zip(*points, strict=True)
-        axis.plot(workers, speeds, "o-", ms=4, label=f"{count} networks")
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log", base=2)
-    axis.set_xlabel("workers")
-    axis.set_ylabel("times faster than one (simulated)")
-    axis.grid(visible=True, lw=0.3)
-    axis.legend(fontsize=8)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
