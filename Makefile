@@ -14,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/onnxcompress demo --out out/digits_cnn.compressed.onnx
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

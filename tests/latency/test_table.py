@@ -242,7 +242,9 @@ def test_path_that_cannot_be_written_is_noted(stopwatch, layer, tmp_path, kind):
 def test_real_measurement(layer):
     table = LatencyTable(None, ONE)
     (timing,) = table.compare(layer(5), [layer(4)])
-    assert len(timing.original_ms) == len(timing.candidate_ms) == 7
+    # A layer whose interval is still wide is timed again, in rounds of seven.
+    assert len(timing.original_ms) == len(timing.candidate_ms)
+    assert len(timing.original_ms) > 0 and len(timing.original_ms) % 7 == 0
     assert min(*timing.original_ms, *timing.candidate_ms) > 0
     assert table.measured == 1
 
