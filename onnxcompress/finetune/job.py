@@ -1,0 +1,208 @@
+"""Distillation of one network into another: everything around the training."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import onnx
+import torch
+
+from onnxcompress.calibrate.dataset import Dataset
+from onnxcompress.errors import DataError, ProviderError
+from onnxcompress.finetune.augmentation import fitting
+from onnxcompress.finetune.network import Network
+from onnxcompress.finetune.normalisation import normalise
+from onnxcompress.finetune.objective import Mixture, objective
+from onnxcompress.finetune.settings import Settings
+from onnxcompress.finetune.training import Epoch, Score, Training
+from onnxcompress.finetune.weights import with_weights
+from onnxcompress.progress import Progress
+
+_HELD_BYTES = 1 << 31
+_MEASURED = 8
+"""Batches that deviations are taken on."""
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What fine-tuning came to.
+
+    Attributes:
+        model: the student with its new weights, or as it was where none were better.
+        before: the student's score on what was held out, before.
+        epochs: what every epoch came to.
+        best_epoch: the one whose averaged weights were kept; 0 where none was better.
+        classes: whether scores count equal classes (else relative squared errors).
+        normalised: how many convolutions were normalised while training.
+        augment: variations of the images.
+        seconds: of training.
+        trained: how many samples were trained on.
+        held_out: how many were not.
+    """
+
+    model: onnx.ModelProto
+    before: Score
+    epochs: tuple[Epoch, ...]
+    best_epoch: int
+    classes: bool
+    normalised: int
+    augment: tuple[str, ...]
+    seconds: float
+    trained: int
+    held_out: int
+
+    @property
+    def improved(self) -> bool:
+        """Whether the weights are new ones."""
+        return self.best_epoch > 0
+
+    @property
+    def after(self) -> Score:
+        """The score of the weights that were kept."""
+        return self.epochs[self.best_epoch - 1].score if self.improved else self.before
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the report."""
+        return {
+            "improved": self.improved,
+            "best_epoch": self.best_epoch,
+            "distance": [self.before.distance, self.after.distance],
+            "agreement" if self.classes else "relative_error": [
+                self.before.agreement,
+                self.after.agreement,
+            ],
+            "epochs": [
+                {
+                    "loss": epoch.loss,
+                    "distance": epoch.score.distance,
+                    "agreement" if self.classes else "relative_error": epoch.score.agreement,
+                    "seconds": epoch.seconds,
+                }
+                for epoch in self.epochs
+            ],
+            "normalised": self.normalised,
+            "augment": list(self.augment),
+            "seconds": self.seconds,
+            "samples": self.trained,
+            "held_out": self.held_out,
+        }
+
+
+def distil(
+    model: onnx.ModelProto,
+    teacher: onnx.ModelProto,
+    data: Dataset,
+    settings: Settings,
+    progress: Progress,
+) -> Distilled:
+    """Train a model towards a teacher's answers; never worse than it was on what was held out.
+
+    Args:
+        model: the student; not changed.
+        teacher: a network of the same inputs and outputs.
+        data: inputs of both; labels are used where the settings give them a share.
+        settings: how.
+        progress: told what every epoch came to.
+
+    Raises:
+        UnsupportedError: an operator of either is not known in training.
+        DataError: there is too little data.
+        ProviderError: the device is not there.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ProviderError(
+            "PyTorch sees no CUDA device: train on the CPU, or install its CUDA build"
+        )
+    with _threads(settings.threads):
+        return _distil(model, teacher, data, settings, progress)
+
+
+def _distil(
+    model: onnx.ModelProto,
+    teacher: onnx.ModelProto,
+    data: Dataset,
+    settings: Settings,
+    progress: Progress,
+) -> Distilled:
+    device = torch.device(settings.device)
+    student, master = Network(model).to(device), Network(teacher).to(device).eval()
+    master.requires_grad_(requires_grad=False)
+    if settings.labels and data.labels is None:
+        raise DataError(f"{data.purpose} {data.source} has no labels to train on: leave out labels")
+    rest, held_out = data.held(_HELD_BYTES).split(settings.held_out, settings.seed)
+
+    def few() -> Iterator[dict[str, torch.Tensor]]:
+        """Some inputs, the same every time."""
+        batches = rest.batches(settings.batch)
+        return (student.given(feeds) for feeds, _ in islice(batches, _MEASURED))
+
+    first = next(few())
+    mixture = Mixture(
+        labels=settings.labels, features=settings.features, temperature=settings.temperature
+    )
+    aim = objective(
+        student, master, (model, teacher), (student.shapes(first), master.shapes(first)), mixture
+    )
+    aim.measure(few())
+    count = normalise(student, few()) if settings.normalise else 0
+    student.to(device)
+    augment = settings.augment
+    if augment is None:
+        augment = fitting(tuple(x.shape) for x in first.values())
+    training = Training(
+        aim, rest, held_out, augment, settings, _key(model, teacher, data, settings)
+    )
+    if training.state.epochs:
+        progress.note(f"going on behind epoch {len(training.state.epochs)}")
+    word = "agreement" if aim.scores else "relative error"
+
+    def told(number: int, epoch: Epoch) -> None:
+        score = epoch.score
+        progress.note(
+            f"epoch {number}: loss {epoch.loss:.4g}, held out {score.distance:.4g} (before "
+            f"{training.began_with.distance:.4g}), {word} {score.agreement:.4g}, "
+            f"{epoch.seconds:.0f} s"
+        )
+
+    state = training.run(told)
+    values = {name: value.cpu().numpy() for name, value in state.best.items()}
+    return Distilled(
+        with_weights(model, values),
+        training.began_with,
+        tuple(state.epochs),
+        state.best_epoch,
+        aim.scores is not None,
+        count,
+        augment,
+        state.seconds,
+        len(rest),
+        len(held_out),
+    )
+
+
+def _key(
+    model: onnx.ModelProto, teacher: onnx.ModelProto, data: Dataset, settings: Settings
+) -> str:
+    """Everything that a checkpoint depends on."""
+    digest = hashlib.sha256()
+    for proto in (model, teacher):
+        digest.update(proto.SerializeToString(deterministic=True))
+    told = {k: v for k, v in vars(settings).items() if k not in {"run", "threads"}}
+    digest.update(repr([torch.__version__, data.fingerprint(), sorted(told.items())]).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """PyTorch with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,179 @@
+"""What a student is trained towards: its teacher's outputs, features on the way, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import onnx
+import torch
+from torch.nn import functional
+
+from onnxcompress.analyse.answers import declared_answers, is_classifier
+from onnxcompress.finetune.network import Network, Values
+from onnxcompress.graph.view import FLOATING_TYPES
+
+MOST_TAPS = 8
+"""Places on the way at which features are compared, at most."""
+_SHAPING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+_LEAST = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """How much of what counts.
+
+    Attributes:
+        labels: share of the cross entropy to true labels, the rest is the teacher's.
+        features: weight of the differences on the way.
+        temperature: that class scores are softened by.
+    """
+
+    labels: float = 0.0
+    features: float = 0.0
+    temperature: float = 4.0
+
+
+@dataclass
+class Objective:
+    """The loss of a student on a batch.
+
+    Class scores are compared by the Kullback-Leibler divergence of their softened
+    probabilities (Hinton et al. 2015, times the square of the temperature); other outputs and
+    features by their squared error, relative to how much the teacher's vary.
+
+    Attributes:
+        student: the network that is trained.
+        teacher: the network that it is held to.
+        mixture: how much of what counts.
+        scores: for a classifier, the tensors that hold its class scores: the student's and the
+            teacher's. None for other networks.
+        taps: tensors on the way that both have.
+        scales: variance of the teacher's outputs and features, by name.
+    """
+
+    student: Network
+    teacher: Network
+    mixture: Mixture
+    scores: tuple[str, str] | None
+    taps: tuple[str, ...]
+    scales: dict[str, float] = field(default_factory=dict)
+
+    def measure(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
+        """Find how much the teacher's outputs and features vary."""
+        seen: dict[str, list[torch.Tensor]] = {}
+        for feeds in batches:
+            for name, value in self.taught(feeds).items():
+                seen.setdefault(name, []).append(value)
+        for name, values in seen.items():
+            joined = torch.cat(values).double()
+            self.scales[name] = max(_LEAST, float((joined - joined.mean(0)).square().mean()))
+
+    def taught(self, feeds: Mapping[str, torch.Tensor]) -> Values:
+        """What the teacher says of a batch."""
+        names = [*self.taps] + ([self.scores[1]] if self.scores else [])
+        with torch.no_grad():
+            made = self.teacher(feeds, also=tuple(dict.fromkeys(names)))
+        return {name: made[name] for name in (names if self.scores else [*made])}
+
+    def answered(self, feeds: Mapping[str, torch.Tensor], *, features: bool = True) -> Values:
+        """What the student says of a batch."""
+        names = [*self.taps] if features else []
+        if self.scores:
+            names.append(self.scores[0])
+        made: Values = self.student(feeds, also=tuple(dict.fromkeys(names)))
+        return made
+
+    def distance(self, answered: Values, taught: Values) -> torch.Tensor:
+        """How far the student's outputs are from the teacher's."""
+        if self.scores is not None:
+            heat = self.mixture.temperature
+            own = functional.log_softmax(answered[self.scores[0]].flatten(1) / heat, 1)
+            wanted = functional.log_softmax(taught[self.scores[1]].flatten(1) / heat, 1)
+            divergence = functional.kl_div(own, wanted, log_target=True, reduction="batchmean")
+            return divergence * heat**2
+        names = [name for name in self.student.outputs if name in taught]
+        return torch.stack([self._error(name, answered, taught) for name in names]).mean()
+
+    def loss(
+        self, answered: Values, taught: Values, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What training minimises."""
+        total = self.distance(answered, taught)
+        if labels is not None and self.scores is not None and self.mixture.labels:
+            share = self.mixture.labels
+            truth = functional.cross_entropy(answered[self.scores[0]].flatten(1), labels)
+            total = (1 - share) * total + share * truth
+        if self.taps and self.mixture.features:
+            errors = [self._error(name, answered, taught) for name in self.taps]
+            total = total + self.mixture.features * torch.stack(errors).mean()
+        return total
+
+    def agreement(self, answered: Values, taught: Values) -> tuple[float, int]:
+        """What can be added up over batches: (equal classes or squared error, of how many)."""
+        if self.scores is not None:
+            own = answered[self.scores[0]].flatten(1).argmax(1)
+            other = taught[self.scores[1]].flatten(1).argmax(1)
+            return float((own == other).sum()), len(own)
+        count = len(next(iter(answered.values())))
+        return float(self.distance(answered, taught)) * count, count
+
+    def _error(self, name: str, answered: Values, taught: Values) -> torch.Tensor:
+        return (answered[name] - taught[name]).square().mean() / self.scales[name]
+
+
+def objective(
+    student: Network,
+    teacher: Network,
+    models: tuple[onnx.ModelProto, onnx.ModelProto],
+    shapes: tuple[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]],
+    mixture: Mixture,
+) -> Objective:
+    """The objective that fits two networks.
+
+    Args:
+        student: of the first model.
+        teacher: of the second model.
+        models: student and teacher.
+        shapes: of every tensor of either on the same batch.
+        mixture: how much of what counts.
+    """
+    classes = is_classifier(declared_answers(models[0]))
+    scores = (class_scores(models[0]), class_scores(models[1])) if classes else None
+    taps = shared_taps(models[0], shapes) if mixture.features else ()
+    return Objective(student, teacher, mixture, scores, taps)
+
+
+def class_scores(model: onnx.ModelProto) -> str:
+    """The tensor that holds a classifier's scores: in front of the Softmax, if there is one."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    output: str = next(
+        o.name for o in model.graph.output if o.type.tensor_type.elem_type in FLOATING_TYPES
+    )
+    at = output
+    while at in producers and producers[at].op_type in _SHAPING:
+        at = producers[at].input[0]
+    if at in producers and producers[at].op_type in {"LogSoftmax", "Softmax"}:
+        return str(producers[at].input[0])
+    return output
+
+
+def shared_taps(
+    student: onnx.ModelProto,
+    shapes: tuple[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]],
+) -> tuple[str, ...]:
+    """Tensors on the way that both networks have: sums of branches, else outputs of layers."""
+    own, other = shapes
+    for kinds in ({"Add"}, {"Conv", "Relu", "Clip", "HardSwish"}):
+        found = [
+            node.output[0]
+            for node in student.graph.node
+            if node.op_type in kinds
+            and node.output[0] in own
+            and len(own[node.output[0]]) == 4
+            and own[node.output[0]] == other.get(node.output[0])
+        ]
+        if found:
+            count = min(MOST_TAPS, len(found))
+            return tuple(found[(at + 1) * len(found) // count - 1] for at in range(count))
+    return ()

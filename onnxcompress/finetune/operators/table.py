@@ -1,0 +1,24 @@
+"""All operators that the interpreter knows."""
+
+from __future__ import annotations
+
+from onnxcompress.finetune.operators import (
+    elementwise,
+    layers,
+    movement,
+    normalising,
+    pooling,
+    reducing,
+    resizing,
+)
+from onnxcompress.finetune.operators.call import Operator
+
+OPERATORS: dict[str, Operator] = {
+    **elementwise.OPERATORS,
+    **layers.OPERATORS,
+    **movement.OPERATORS,
+    **normalising.OPERATORS,
+    **pooling.OPERATORS,
+    **reducing.OPERATORS,
+    **resizing.OPERATORS,
+}

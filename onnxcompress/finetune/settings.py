@@ -1,0 +1,97 @@
+"""How a network is fine-tuned."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnxcompress.errors import UsageError
+
+_BUDGET = re.compile(r"(\d+(?:\.\d+)?)(e|m)")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long training goes on: a number of epochs, or of minutes.
+
+    Attributes:
+        epochs: passes over the data, if they are the limit.
+        minutes: of training, if they are the limit.
+    """
+
+    epochs: int | None = None
+    minutes: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.epochs}e" if self.epochs is not None else f"{self.minutes:g}m"
+
+
+def parse_effort(text: str) -> Effort:
+    """`3e` is three epochs, `20m` twenty minutes.
+
+    Raises:
+        UsageError: it is neither, or nothing.
+    """
+    found = _BUDGET.fullmatch(text.strip())
+    if found is None or float(found[1]) == 0 or (found[2] == "e" and "." in found[1]):
+        raise UsageError(f"'{text}' is neither a number of epochs like 3e nor of minutes like 20m")
+    if found[2] == "e":
+        return Effort(epochs=int(found[1]))
+    return Effort(minutes=float(found[1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of fine-tuning.
+
+    Attributes:
+        effort: how long.
+        batch: samples of a step; a fixed batch dimension of the model overrides it.
+        rate: the highest learning rate; the schedule rises to it and falls as a cosine.
+        decay: of weights (decoupled), not of biases, scales and shifts.
+        labels: share of the cross entropy to true labels, where there are any.
+        features: weight of the differences on the way.
+        temperature: that class scores are softened by.
+        augment: variations of images (`augmentation.KINDS`); None takes what fits.
+        average: how much of the running average of the weights a step keeps.
+        held_out: share of the data that training does not see, to choose the best epoch by.
+        normalise: whether convolutions get their batch normalisation back while training.
+        patience: epochs without an improvement after which training ends; None never ends early.
+        seed: of every random choice.
+        threads: of PyTorch on the CPU.
+        device: cpu or cuda.
+        run: folder that keeps a checkpoint after every epoch.
+    """
+
+    effort: Effort = field(default_factory=lambda: Effort(epochs=10))
+    batch: int = 64
+    rate: float = 1e-3
+    decay: float = 1e-4
+    labels: float = 0.0
+    features: float = 0.0
+    temperature: float = 4.0
+    augment: tuple[str, ...] | None = None
+    average: float = 0.99
+    held_out: float = 0.1
+    normalise: bool = True
+    patience: int | None = None
+    seed: int = 0
+    threads: int = 1
+    device: str = "cpu"
+    run: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("batch", 1, 1 << 20),
+            ("rate", 0, 10),
+            ("decay", 0, 1),
+            ("labels", 0, 1),
+            ("features", 0, 1e6),
+            ("temperature", 1e-3, 1e3),
+            ("average", 0, 1),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise UsageError(f"{name} must lie between {low:g} and {high:g}")
+        if not 0 < self.held_out < 1:
+            raise UsageError(f"held_out must lie between 0 and 1, not {self.held_out:g}")

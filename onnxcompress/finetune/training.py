@@ -1,0 +1,265 @@
+"""The training itself: steps, running averages, checkpoints, and the best epoch kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from onnxcompress.calibrate.dataset import Dataset
+from onnxcompress.finetune.augmentation import varied
+from onnxcompress.finetune.network import Values
+from onnxcompress.finetune.normalisation import folded_values
+from onnxcompress.finetune.objective import Objective
+from onnxcompress.finetune.settings import Settings
+
+_WARM_UP = 0.05
+_CHECKPOINT = "finetune.pt"
+_CLIP = 5.0
+Batch = tuple[Values, "torch.Tensor | None"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a student does on data that training does not see.
+
+    Attributes:
+        distance: from the teacher, as the objective has it.
+        agreement: share of samples of the same class; for other networks the relative squared
+            error.
+    """
+
+    distance: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the data: its mean loss, and the score of the averaged weights behind it."""
+
+    loss: float
+    score: Score
+    seconds: float
+
+
+@dataclass
+class State:
+    """Everything that training goes on from.
+
+    Attributes:
+        epochs: that are done.
+        best: constants of the best epoch with normalisations folded in; empty before any is
+            better than what training began with.
+        best_distance: of the best epoch, or of the beginning.
+        seconds: of training.
+    """
+
+    epochs: list[Epoch] = field(default_factory=list)
+    best: Values = field(default_factory=dict)
+    best_distance: float = math.inf
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+
+class Training:
+    """Trains the student of an objective; what is done is the same however often it is killed.
+
+    Args:
+        aim: the objective; its student is changed in place.
+        data: what is trained on.
+        held_out: what the best epoch is chosen on.
+        augment: variations of images.
+        settings: the options.
+        key: everything that a checkpoint depends on, as text.
+    """
+
+    def __init__(
+        self,
+        aim: Objective,
+        data: Dataset,
+        held_out: Dataset,
+        augment: tuple[str, ...],
+        settings: Settings,
+        key: str,
+    ) -> None:
+        self.aim, self.data, self.augment = aim, data, augment
+        self.settings, self.key = settings, key
+        self.student = aim.student
+        self.kept = [
+            (feeds, aim.taught(feeds)) for feeds, _ in self.batches(held_out, range(len(held_out)))
+        ]
+        plain = [p for p in self.student.parameters() if p.dim() < 2]
+        weights = [p for p in self.student.parameters() if p.dim() >= 2]
+        self.optimiser = torch.optim.AdamW(
+            [
+                {"params": weights, "weight_decay": settings.decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=settings.rate,
+        )
+        self.averaged = {name: value.clone() for name, value in self._moving().items()}
+        self.began_with = self.score()
+        self.state = State(best_distance=self.began_with.distance)
+        self._resume()
+
+    def batches(self, data: Dataset, rows: Any) -> Iterator[Batch]:
+        """Batches of some rows as tensors."""
+        for feeds, labels in data.take(rows).batches(self.settings.batch):
+            truth = None if labels is None else torch.from_numpy(labels).long()
+            yield self.student.given(feeds), truth
+
+    def run(self, told: Callable[[int, Epoch], None]) -> State:
+        """Train until the effort is spent.
+
+        Args:
+            told: is given every epoch with its number, from 1.
+        """
+        while not self._done():
+            begin = time.perf_counter()
+            loss = self._epoch(len(self.state.epochs))
+            score = self._averaged_score()
+            seconds = time.perf_counter() - begin
+            self.state.seconds += seconds
+            self.state.epochs.append(Epoch(loss, score, seconds))
+            self._save()
+            told(len(self.state.epochs), self.state.epochs[-1])
+        return self.state
+
+    def score(self) -> Score:
+        """How the student does on what was held out."""
+        self.student.eval()
+        distance = agreement = 0.0
+        count = 0
+        with torch.no_grad():
+            for feeds, taught in self.kept:
+                answered = self.aim.answered(feeds, features=False)
+                equal, number = self.aim.agreement(answered, taught)
+                distance += float(self.aim.distance(answered, taught)) * number
+                agreement += equal
+                count += number
+        return Score(distance / count, agreement / count)
+
+    def _epoch(self, number: int) -> float:
+        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
+        order = torch.randperm(len(self.data), generator=generator).numpy()
+        whole = len(order) - len(order) % self.settings.batch
+        if whole:
+            order = order[:whole]
+        self.student.train()
+        total, steps = 0.0, 0
+        count = max(1, len(order) // self.settings.batch)
+        begin = time.perf_counter()
+        for feeds, labels in self.batches(self.data, order):
+            self._set_rate((number + steps / count), time.perf_counter() - begin)
+            feeds = varied(feeds, self.augment, generator)
+            taught = self.aim.taught(feeds)
+            loss = self.aim.loss(self.aim.answered(feeds), taught, labels)
+            self.optimiser.zero_grad()
+            torch.autograd.backward(loss)
+            torch.nn.utils.clip_grad_norm_(self.student.parameters(), _CLIP)
+            self.optimiser.step()
+            self._average(number * count + steps)
+            total += float(loss.detach())
+            steps += 1
+        return total / max(1, steps)
+
+    def _set_rate(self, epochs: float, seconds: float) -> None:
+        """The learning rate: up in a line, down as a cosine."""
+        effort = self.settings.effort
+        if effort.epochs is not None:
+            spent = epochs / effort.epochs
+        else:
+            spent = (self.state.seconds + seconds) / (60 * (effort.minutes or 1))
+        spent = min(1.0, spent)
+        factor = min(1.0, spent / _WARM_UP + 0.01) * 0.5 * (1 + math.cos(math.pi * spent))
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.rate * factor
+
+    def _moving(self) -> Values:
+        """What is averaged: parameters and running statistics."""
+        return {
+            name: value
+            for name, value in self.student.state_dict().items()
+            if value.is_floating_point()
+        }
+
+    def _average(self, step: int) -> None:
+        """The running average follows; at first faster, so that it forgets where it began."""
+        keep = min(self.settings.average, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, value in self._moving().items():
+                self.averaged[name].lerp_(value, 1 - keep)
+
+    def _averaged_score(self) -> Score:
+        """The score of the averaged weights, which are kept if no earlier ones were better."""
+        own = {name: value.clone() for name, value in self._moving().items()}
+        self.student.load_state_dict(self.averaged, strict=False)
+        score = self.score()
+        if score.distance < self.state.best_distance:
+            self.state.best = folded_values(self.student)
+            self.state.best_distance = score.distance
+            self.state.best_epoch = len(self.state.epochs) + 1
+        self.student.load_state_dict(own, strict=False)
+        return score
+
+    def _done(self) -> bool:
+        effort, epochs = self.settings.effort, self.state.epochs
+        patience = self.settings.patience
+        if patience is not None and len(epochs) - self.state.best_epoch >= patience:
+            return True
+        if effort.epochs is not None:
+            return len(epochs) >= effort.epochs
+        # Another epoch only where most of it still fits.
+        each = float(np.mean([e.seconds for e in epochs])) if epochs else 0.0
+        return self.state.seconds + 0.5 * each > 60 * (effort.minutes or 0)
+
+    @property
+    def _file(self) -> Path | None:
+        return self.settings.run / _CHECKPOINT if self.settings.run is not None else None
+
+    def _save(self) -> None:
+        if self._file is None:
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        part = self._file.with_suffix(".part")
+        torch.save(
+            {
+                "key": self.key,
+                "student": self.student.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "averaged": self.averaged,
+                "epochs": [
+                    (e.loss, e.score.distance, e.score.agreement, e.seconds)
+                    for e in self.state.epochs
+                ],
+                "best": self.state.best,
+                "best_distance": self.state.best_distance,
+                "best_epoch": self.state.best_epoch,
+                "seconds": self.state.seconds,
+            },
+            part,
+        )
+        part.replace(self._file)
+
+    def _resume(self) -> None:
+        if self._file is None or not self._file.exists():
+            return
+        held = torch.load(self._file, weights_only=True)
+        if held["key"] != self.key:
+            return
+        self.student.load_state_dict(held["student"])
+        self.optimiser.load_state_dict(held["optimiser"])
+        self.averaged = held["averaged"]
+        self.state = State(
+            [Epoch(loss, Score(far, same), took) for loss, far, same, took in held["epochs"]],
+            held["best"],
+            held["best_distance"],
+            held["best_epoch"],
+            held["seconds"],
+        )
