@@ -13,9 +13,9 @@ import pytest
 
 pytest.importorskip("torch", reason="no PyTorch: pip install 'onnxcompress[finetune]'")
 
-from onnxcompress.finetune.network import Network, supported  # noqa: E402
-from onnxcompress.finetune.operators.call import UnsupportedError  # noqa: E402
-from onnxcompress.finetune.operators.table import OPERATORS  # noqa: E402
+from onnxcompress.finetune.network import Network, supported
+from onnxcompress.finetune.operators.call import UnsupportedError
+from onnxcompress.finetune.operators.table import OPERATORS
 
 REFUSED = {
     "in training mode": (
