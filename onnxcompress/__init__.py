@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onnxcompress.analyse.facts import Facts, Need
     from onnxcompress.api import compress, saliency, use
     from onnxcompress.derivation import derive
+    from onnxcompress.distillation import Finetuned, finetune
     from onnxcompress.errors import (
         BoundError,
         DataError,
@@ -38,6 +39,7 @@ _HOMES = {
     "analyse.facts": ("Facts", "Need"),
     "api": ("compress", "saliency", "use"),
     "derivation": ("derive",),
+    "distillation": ("Finetuned", "finetune"),
     "errors": (
         "BoundError",
         "DataError",
@@ -65,6 +67,7 @@ __all__ = [
     "Editor",
     "Facts",
     "Family",
+    "Finetuned",
     "GradientError",
     "ModelError",
     "Need",
@@ -81,6 +84,7 @@ __all__ = [
     "UsageError",
     "compress",
     "derive",
+    "finetune",
     "saliency",
     "use",
 ]

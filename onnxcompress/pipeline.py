@@ -9,6 +9,7 @@ import onnx
 
 from onnxcompress.analyse.answers import declared_answers, is_classifier
 from onnxcompress.analyse.sizes import random_feeds
+from onnxcompress.calibrate.inputs import Inputs
 from onnxcompress.config import Config
 from onnxcompress.errors import BoundError, DataError
 from onnxcompress.load.source import ModelSource
@@ -247,14 +248,23 @@ def plan_only(
 
 
 def verdict_metric(prepared: Prepared) -> Metric | None:
-    """The metric of the verdict: as asked; else top1 where there are labels, else agreement."""
-    data, config = prepared.inputs.verdict, prepared.config
-    if data is None:
+    """The metric of the verdict; None without data."""
+    if prepared.inputs.verdict is None:
         return None
-    shapes = declared_answers(prepared.source.model)
-    labelled = data.labels is not None and not prepared.inputs.held_out and is_classifier(shapes)
-    metric = parse_metric(config.metric or ("top1" if labelled else "agreement"))
-    if metric.needs_labels and data.labels is None:
+    return chosen_metric(prepared.source.model, prepared.inputs, prepared.config.metric)
+
+
+def chosen_metric(model: onnx.ModelProto, inputs: Inputs, asked: str | None) -> Metric:
+    """The metric that is asked for; else top1 where there are labels, else agreement.
+
+    Raises:
+        DataError: it needs labels, and there are none.
+    """
+    data = inputs.verdict
+    given = data is not None and data.labels is not None
+    labelled = given and not inputs.held_out and is_classifier(declared_answers(model))
+    metric = parse_metric(asked or ("top1" if labelled else "agreement"))
+    if data is not None and metric.needs_labels and not given:
         raise DataError(
             f"metric {metric.name} needs labels, and {data.source} has none: add them as 'y', or "
             "use --metric agreement"

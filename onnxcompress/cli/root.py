@@ -11,6 +11,7 @@ _COMMANDS = {
     "compress": "Compress a model and prove the result: the main job.",
     "demo": "Run the main job on the embedded model and data.",
     "evaluate": "Measure a model's task metric, or its agreement with a reference.",
+    "finetune": "Train a compressed model towards its original's answers.",
     "inspect": "List layers, cost, and what each pass could do, or why not.",
     "passes": "List every installed pass and its options.",
     "saliency": "Score channels by every criterion, and compare with the oracle.",

@@ -1,0 +1,179 @@
+"""`finetune`: a network trained towards its original's answers, in Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnxcompress.analyse.sizes import input_specs
+from onnxcompress.api import execution_of, spec_of
+from onnxcompress.calibrate.inputs import open_inputs
+from onnxcompress.errors import ModelError, UsageError
+from onnxcompress.finetune.settings import Settings, parse_effort
+from onnxcompress.load.checks import check_structure, check_values
+from onnxcompress.load.source import ModelSource, Source, read_source
+from onnxcompress.pipeline import chosen_metric
+from onnxcompress.progress import Progress, Silent, Timekeeper
+from onnxcompress.report.build import data_summary, environment
+from onnxcompress.runtime import Execution, open_session
+from onnxcompress.verify.compare import compare
+
+MISSING = "fine-tuning needs PyTorch: pip install 'onnxcompress[finetune]'"
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What fine-tuning came to.
+
+    Attributes:
+        model: the same graph with new weights; as it was where none were better.
+        improved: whether the weights are new ones.
+        report: everything that was measured, as plain values.
+    """
+
+    model: onnx.ModelProto
+    improved: bool
+    report: dict[str, Any]
+
+
+def finetune(
+    model: ModelSource,
+    teacher: ModelSource,
+    *,
+    data: Any,
+    eval_data: Any = None,
+    effort: str = "10e",
+    preprocess: str | None = None,
+    metric: str | None = None,
+    batch: int = Settings.batch,
+    rate: float = Settings.rate,
+    labels: float = Settings.labels,
+    features: float = Settings.features,
+    temperature: float = Settings.temperature,
+    augment: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+    run_dir: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Finetuned:
+    """Train a model towards the answers of another, without labels unless a share is asked for.
+
+    A tenth of `data` is kept apart. Of the running averages of the weights after every epoch those
+    are kept that come closest to the teacher there, if they come closer than the model did before.
+
+    Args:
+        model: the student: path, bytes, binary stream, ModelProto or gs.Graph; never changed.
+        teacher: a network with the same inputs and outputs, usually the original.
+        data: inputs to train on, as for `compress`.
+        eval_data: held-out inputs for the verdict; without it a tenth of `data` is held out.
+        effort: epochs like `10e`, or minutes like `20m`.
+        preprocess: how uint8 images become inputs, as text.
+        metric: of the verdict: top1, top5, agreement or MODULE:FUNCTION.
+        batch: samples of a step.
+        rate: the highest learning rate.
+        labels: share of the cross entropy to the labels of `data`, 0 to 1.
+        features: weight of the differences between what the networks compute on the way.
+        temperature: that class scores are softened by.
+        augment: auto, none, or some of flip, crop and mixup.
+        device: cpu or cuda.
+        threads: on the CPU; default: all processors this process may use.
+        run_dir: folder that keeps a checkpoint after every epoch; a killed run goes on from there.
+        seed: for every random choice.
+        progress: told what every epoch came to.
+
+    Raises:
+        ModelError: an operator is not known in training; or the two networks do not fit.
+        UsageError: PyTorch is not installed, or an option makes no sense.
+        OnnxCompressError: the data or the device is at fault.
+    """
+    require_torch()
+    from onnxcompress.finetune.augmentation import parse_augmentation
+    from onnxcompress.finetune.job import distil
+
+    clock = Timekeeper(progress or Silent())
+    execution = execution_of("cpu", threads)
+    settings = Settings(
+        effort=parse_effort(effort),
+        batch=batch,
+        rate=rate,
+        labels=labels,
+        features=features,
+        temperature=temperature,
+        augment=parse_augmentation(augment),
+        device=device,
+        threads=execution.threads,
+        run=Path(run_dir) if run_dir is not None else None,
+        seed=seed,
+    )
+    clock.stage("load")
+    student, master = _checked(model, execution), _checked(teacher, execution)
+    _fit(student, master)
+    inputs = open_inputs(
+        student.model, spec_of(data), spec_of(eval_data), preprocess=preprocess, seed=seed
+    )
+    if inputs.calibration is None or inputs.verdict is None:
+        raise UsageError("fine-tuning needs real inputs: give --data")
+    judged = chosen_metric(student.model, inputs, metric)
+    clock.stage("finetune")
+    result = distil(student.model, master.model, inputs.calibration, settings, clock)
+    clock.stage("verify accuracy")
+    sides = [
+        compare(master.model, one, inputs.verdict, judged, execution, seed=seed)
+        for one in ((student.model, result.model) if result.improved else (student.model,))
+    ]
+    drop = sides[-1].drop
+    report = {
+        "version": 1,
+        "model": student.label,
+        "teacher": master.label,
+        "data": data_summary(inputs.calibration),
+        "eval": data_summary(inputs.verdict),
+        "environment": environment(execution, seed),
+        "finetune": result.to_dict(),
+        "before": {"metric": sides[0].after.to_dict()},
+        "after": {"metric": sides[-1].after.to_dict()},
+        "reference_metric": sides[0].before.to_dict(),
+        "drop": drop.to_dict() if drop else None,
+        "fidelity": [one.to_dict() for one in sides[-1].fidelity],
+        "seconds": clock.seconds(),
+    }
+    return Finetuned(result.model, result.improved, report)
+
+
+def require_torch() -> None:
+    """Say what is missing before anything is loaded.
+
+    Raises:
+        UsageError: PyTorch is not installed.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise UsageError(MISSING) from error
+
+
+def _checked(source: ModelSource, execution: Execution) -> Source:
+    given = read_source(source)
+    check_structure(given.model)
+    check_values(given.model)
+    with open_session(given.model, execution):
+        pass
+    return given
+
+
+def _fit(student: Source, teacher: Source) -> None:
+    """Refuse a teacher that takes or gives something else.
+
+    Raises:
+        ModelError: names what differs.
+    """
+    for what, own, other in (
+        ("inputs", *(tuple(s.name for s in input_specs(m.model)) for m in (student, teacher))),
+        ("outputs", *(tuple(o.name for o in m.model.graph.output) for m in (student, teacher))),
+    ):
+        if own != other:
+            raise ModelError(f"the teacher's {what} are {list(other)}, the model's {list(own)}")
