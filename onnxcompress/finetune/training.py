@@ -22,6 +22,8 @@ from onnxcompress.finetune.settings import Settings
 _WARM_UP = 0.05
 _CHECKPOINT = "finetune.pt"
 _CLIP = 5.0
+_ROUNDS = 2
+"""Variations of every sample that epochs are chosen on."""
 Batch = tuple[Values, "torch.Tensor | None"]
 
 
@@ -91,9 +93,7 @@ class Training:
         self.aim, self.data, self.augment = aim, data, augment
         self.settings, self.key = settings, key
         self.student = aim.student
-        self.kept = [
-            (feeds, aim.taught(feeds)) for feeds, _ in self.batches(held_out, range(len(held_out)))
-        ]
+        self.kept = [(feeds, aim.taught(feeds)) for feeds in self._unseen(held_out)]
         plain = [p for p in self.student.parameters() if p.dim() < 2]
         weights = [p for p in self.student.parameters() if p.dim() >= 2]
         self.optimiser = torch.optim.AdamW(
@@ -113,6 +113,17 @@ class Training:
         for feeds, labels in data.take(rows).batches(self.settings.batch):
             truth = None if labels is None else torch.from_numpy(labels).long()
             yield self.student.given(feeds), truth
+
+    def _unseen(self, held_out: Dataset) -> Iterator[Values]:
+        """What was held out, varied as in training.
+
+        The student may have been calibrated on these very samples; on their variations it was not.
+        """
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        kinds = [kind for kind in self.augment if kind != "mixup"]
+        for _ in range(_ROUNDS if kinds else 1):
+            for feeds, _ in self.batches(held_out, range(len(held_out))):
+                yield varied(feeds, kinds, generator)
 
     def run(self, told: Callable[[int, Epoch], None]) -> State:
         """Train until the effort is spent.

@@ -1,0 +1,208 @@
+"""Distillation end to end on small networks: what it promises, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+torch = pytest.importorskip("torch", reason="no PyTorch: pip install 'onnxcompress[finetune]'")
+
+from onnxcompress.errors import DataError, ProviderError  # noqa: E402
+from onnxcompress.finetune.job import distil  # noqa: E402
+from onnxcompress.finetune.network import Network  # noqa: E402
+from onnxcompress.finetune.normalisation import folded_values, normalise  # noqa: E402
+from onnxcompress.finetune.operators.call import UnsupportedError  # noqa: E402
+from onnxcompress.finetune.settings import Effort, Settings  # noqa: E402
+from onnxcompress.finetune.weights import with_weights  # noqa: E402
+from onnxcompress.progress import Silent  # noqa: E402
+
+SHORT = {"effort": Effort(epochs=4), "batch": 16, "rate": 0.01}
+# BatchNormalization left as it is, behind one of two convolutions.
+NORMALISED = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 3, 8, 8] x) => (float[N, 4] y) {
+    [a] a = Conv <pads = [1, 1, 1, 1]> (x, wa)
+    [n] n = BatchNormalization (a, positive_scale, shift, mean, positive_variance)
+    [ra] a1 = Relu (n)
+    [c] c = Conv <strides = [2, 2]> (a1, wc, bc) [rc] c1 = Relu (c)
+    [g] g = GlobalAveragePool (c1) [f] f = Flatten (g) [y] y = Gemm <transB = 1> (f, wy) }"""
+NORMALISED_SHAPES = {
+    "wa": (5, 3, 3, 3),
+    **dict.fromkeys(("positive_scale", "shift", "mean", "positive_variance"), (5,)),
+    "wc": (6, 5, 3, 3),
+    "bc": (6,),
+    "wy": (4, 6),
+}
+
+
+class Told(Silent):
+    """Keeps what is told; interrupts after some epochs."""
+
+    def __init__(self, epochs: int = 99) -> None:
+        self.words: list[str] = []
+        self.left = epochs
+
+    def note(self, words: str) -> None:
+        self.words.append(words)
+        if words.startswith("epoch"):
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x})[0])
+
+
+@pytest.mark.parametrize("norms", [True, False])
+def test_comes_closer(teacher: Any, forgetful: Any, data: Any, norms: bool) -> None:
+    student = forgetful(teacher)
+    found = distil(student, teacher, data, Settings(normalise=norms, **SHORT), Silent())
+    assert found.improved
+    assert found.normalised == 2 * norms
+    assert found.after.distance < 0.5 * found.before.distance
+    # Measured anew in ONNX Runtime, on inputs that were neither trained on nor chosen by.
+    x = np.random.default_rng(5).standard_normal((50, 3, 8, 8)).astype(np.float32)
+    wanted = run(teacher, x)
+    before, after = (np.square(run(m, x) - wanted).mean() for m in (student, found.model))
+    assert after < before
+    assert [n.SerializeToString() for n in found.model.graph.node] == [
+        n.SerializeToString() for n in student.graph.node
+    ]
+
+
+def test_never_worse(teacher: Any, data: Any) -> None:
+    """A student that knows everything already is left alone, whatever training does to it."""
+    found = distil(teacher, teacher, data, Settings(**SHORT), Silent())
+    assert not found.improved
+    assert found.model == teacher
+    assert found.before.distance == pytest.approx(0, abs=1e-6)
+    assert len(found.epochs) == 4
+    assert all(epoch.score.distance > 0 for epoch in found.epochs)
+
+
+def test_same_seed_same_bytes(teacher: Any, forgetful: Any, data: Any) -> None:
+    made = [
+        distil(forgetful(teacher), teacher, data, Settings(seed=seed, **SHORT), Silent()).model
+        for seed in (0, 0, 1)
+    ]
+    octets = [model.SerializeToString(deterministic=True) for model in made]
+    assert octets[0] == octets[1] != octets[2]
+
+
+@pytest.mark.parametrize("killed_after", [1, 3])
+def test_killed_and_started_again(
+    teacher: Any, forgetful: Any, data: Any, tmp_path: Path, killed_after: int
+) -> None:
+    student = forgetful(teacher)
+    whole = distil(student, teacher, data, Settings(**SHORT), Silent())
+    settings = Settings(run=tmp_path, **SHORT)
+    with pytest.raises(KeyboardInterrupt):
+        distil(student, teacher, data, settings, Told(killed_after))
+    told = Told()
+    again = distil(student, teacher, data, settings, told)
+    assert f"going on behind epoch {killed_after}" in told.words
+    assert sum(words.startswith("epoch") for words in told.words) == 4 - killed_after
+    assert again.model == whole.model
+    # What another job left there is not believed.
+    told = Told()
+    distil(student, teacher, data, Settings(run=tmp_path, **SHORT | {"rate": 0.02}), told)
+    assert sum(words.startswith("epoch") for words in told.words) == 4
+
+
+def test_normalising_changes_nothing(teacher: Any, data: Any) -> None:
+    network = Network(teacher).eval()
+    feeds = [network.given(feeds) for feeds, _ in data.batches(32)]
+    before = network(feeds[0])["y"]
+    assert normalise(network, feeds) == 2
+    network.eval()
+    torch.testing.assert_close(network(feeds[0])["y"], before, rtol=1e-5, atol=1e-5)
+    # A step of training, and what is folded is still what the network computes.
+    network.train()
+    network(feeds[1])["y"].square().mean().backward()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.1 * parameter.grad
+    network.eval()
+    values = {name: value.numpy() for name, value in folded_values(network).items()}
+    x = next(data.batches(32))[0]["x"]
+    folded = run(with_weights(teacher, values), x)
+    made = network(feeds[0])["y"].detach().numpy()
+    np.testing.assert_allclose(folded, made, rtol=1e-4, atol=1e-5)
+    assert np.abs(made - before.detach().numpy()).max() > 1e-3
+
+
+def test_layers_that_answer_are_not_normalised(fill: Any) -> None:
+    """Nor are those without a bias, those that share weights, and those of one position."""
+    model = fill(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        net (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y, float[N, 3, 1, 1] z) {
+            a = Conv (x, w1, b1) b = Relu (a) c = Conv (b, w2) d = Conv (c, w3, b3)
+            e = Conv (d, w3, b3) f = Conv (e, w4, b4) g = Sigmoid (f) y = Mul (g, e)
+            h = GlobalAveragePool (e) i = Conv (h, w5, b5) j = Relu (i) z = Conv (j, w2) }""",
+        {f"w{n}": (3, 3, 1, 1) for n in range(1, 6)} | {f"b{n}": (3,) for n in (1, 3, 4, 5)},
+        0,
+    )
+    network = Network(model)
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert normalise(network, [{"x": x}]) == 1
+    assert [weight for _, weight, _ in network.inserted] == ["w1"]
+
+
+def test_batch_normalisation_of_the_graph(forgetful: Any, fill: Any, images: Any) -> None:
+    teacher = fill(NORMALISED, NORMALISED_SHAPES, 2)
+    data = images(teacher, 160)
+    found = distil(forgetful(teacher), teacher, data, Settings(**SHORT), Silent())
+    assert found.improved
+    # The convolution in front of it has no normalisation of its own.
+    assert found.normalised == 1
+    old, new = (
+        {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+        for model in (forgetful(teacher), found.model)
+    )
+    changed = {name for name in old if not np.array_equal(old[name], new[name])}
+    assert changed == set(NORMALISED_SHAPES)
+
+
+def test_programs_stay_programs() -> None:
+    """What kernels are filled with is trained; that they are made of it stays."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17, "kernels" : 1]>
+        net (float[N, 2, 6, 6] x) => (float[N, 3, 4, 6] y)
+        <float[3, 2, 3, 1] fill = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9},
+         float[1] bound = {0.5}>
+        { w = kernels.Row (fill) c = Conv <pads = [0, 1, 0, 1]> (x, w) y = Max (c, bound) }
+        <domain: "kernels", opset_import: ["" : 17]>
+        Row (column) => (kernel) { kernel = Concat <axis = 3> (column, column, column) }"""
+    )
+    network = Network(model)
+    assert network.trained == ("fill",)
+    x = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    network({"x": x})["y"].sum().backward()
+    assert network.parameter("fill").grad is not None
+    np.testing.assert_allclose(
+        network.answers({"x": x.numpy()})["y"], run(model, x.numpy()), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_labels_are_asked_for_and_missing(teacher: Any, data: Any) -> None:
+    with pytest.raises(DataError, match="no labels to train on"):
+        distil(teacher, teacher, data, Settings(labels=0.5, **SHORT), Silent())
+
+
+def test_no_cuda_device(teacher: Any, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ProviderError, match="no CUDA device"):
+        distil(teacher, teacher, data, Settings(device="cuda", **SHORT), Silent())
+
+
+def test_unknown_operator(teacher: Any, data: Any) -> None:
+    teacher.graph.node[1].op_type = "NonMaxSuppression"
+    with pytest.raises(UnsupportedError, match="node 'ra': operator NonMaxSuppression is not"):
+        distil(teacher, teacher, data, Settings(**SHORT), Silent())
