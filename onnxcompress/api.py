@@ -51,6 +51,7 @@ def compress(
     repair: str = "refit",
     samples: int = SAMPLES,
     exclude: Iterable[str] = (),
+    finetune: str | None = None,
     then: str | None = None,
     plan: str | Path | None = None,
     run_dir: str | Path | None = None,
@@ -84,6 +85,9 @@ def compress(
             a scale and a bias per channel) or off.
         samples: inputs of `data` that moments and repair look at, at most.
         exclude: regular expressions of node names to leave alone.
+        finetune: train the result towards the original's answers, without labels, for epochs (`3e`)
+            or minutes (`20m`). With targets, accuracy is judged after it only. Needs the extra
+            `finetune`.
         then: fp16 or int8: convert the result by ONNX Runtime's own converters; targets and bounds
             hold for what comes out.
         plan: replay this plan file.
@@ -119,6 +123,7 @@ def compress(
         repair=repair,
         samples=samples,
         exclude=tuple(exclude),
+        finetune=finetune,
         then=then,
         plan=Path(plan) if plan is not None else None,
         run=Path(run_dir) if run_dir is not None else None,

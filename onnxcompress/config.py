@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcompress.errors import UsageError
+from onnxcompress.finetune.settings import parse_effort
 from onnxcompress.latency.table import default_table_path
 from onnxcompress.plan.contract import Pass
 from onnxcompress.plan.targets import NEEDS_INPUTS, PRECISIONS
@@ -44,6 +45,8 @@ class Config:
             (a scale and a bias per channel), or off.
         samples: calibration inputs that moments and repair look at, at most.
         exclude: regular expressions of node names to leave alone.
+        finetune: train the result towards the original's answers for so many epochs (`3e`) or
+            minutes (`20m`); None trains nothing.
         then: convert the result to fp16 or int8; None leaves its precision as it is.
         plan: replay this plan file instead of planning.
         run: folder for the journal (plan, latency table).
@@ -66,6 +69,7 @@ class Config:
     repair: str = "refit"
     samples: int = SAMPLES
     exclude: tuple[str, ...] = ()
+    finetune: str | None = None
     then: str | None = None
     plan: Path | None = None
     run: Path | None = None
@@ -88,6 +92,10 @@ class Config:
             raise UsageError(f"--repair '{self.repair}' is none of {', '.join(REPAIRS)}")
         if self.then is not None and self.then not in PRECISIONS:
             raise UsageError(f"--then '{self.then}' is none of {', '.join(PRECISIONS)}")
+        if self.finetune is not None:
+            parse_effort(self.finetune)
+            if self.data is None:
+                raise UsageError("--finetune trains on the inputs of --data: give some")
         if self.then == "int8" and self.data is None:
             raise UsageError(NEEDS_INPUTS)
         if self.samples < 1:

@@ -8,20 +8,18 @@ from typing import Any
 
 import onnx
 
-from onnxcompress.analyse.sizes import input_specs
 from onnxcompress.api import execution_of, spec_of
 from onnxcompress.calibrate.inputs import open_inputs
 from onnxcompress.errors import ModelError, UsageError
 from onnxcompress.finetune.settings import Settings, parse_effort
 from onnxcompress.load.checks import check_structure, check_values
 from onnxcompress.load.source import ModelSource, Source, read_source
-from onnxcompress.pipeline import chosen_metric
+from onnxcompress.preparation import chosen_metric
 from onnxcompress.progress import Progress, Silent, Timekeeper
 from onnxcompress.report.build import data_summary, environment
+from onnxcompress.retraining import require_torch
 from onnxcompress.runtime import Execution, open_session
 from onnxcompress.verify.compare import compare
-
-MISSING = "fine-tuning needs PyTorch: pip install 'onnxcompress[finetune]'"
 
 
 @dataclass(frozen=True)
@@ -144,18 +142,6 @@ def finetune(
     return Finetuned(result.model, result.improved, report)
 
 
-def require_torch() -> None:
-    """Say what is missing before anything is loaded.
-
-    Raises:
-        UsageError: PyTorch is not installed.
-    """
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise UsageError(MISSING) from error
-
-
 def _checked(source: ModelSource, execution: Execution) -> Source:
     given = read_source(source)
     check_structure(given.model)
@@ -169,11 +155,31 @@ def _fit(student: Source, teacher: Source) -> None:
     """Refuse a teacher that takes or gives something else.
 
     Raises:
-        ModelError: names what differs.
+        ModelError: says what differs.
     """
-    for what, own, other in (
-        ("inputs", *(tuple(s.name for s in input_specs(m.model)) for m in (student, teacher))),
-        ("outputs", *(tuple(o.name for o in m.model.graph.output) for m in (student, teacher))),
-    ):
-        if own != other:
-            raise ModelError(f"the teacher's {what} are {list(other)}, the model's {list(own)}")
+    for kind in ("input", "output"):
+        own, other = (_signature(source.model, kind) for source in (student, teacher))
+        if list(own) != list(other):
+            raise ModelError(f"the teacher's {kind}s are {list(other)}, the model's {list(own)}")
+        for name, (element, shape) in own.items():
+            theirs = other[name][1]
+            alike = len(shape) == len(theirs) and all(
+                a == b or a is None or b is None for a, b in zip(shape, theirs, strict=True)
+            )
+            if element != other[name][0] or not alike:
+                raise ModelError(
+                    f"the teacher's {kind} '{name}' is {theirs}, the model's {shape}, or of "
+                    "another type"
+                )
+
+
+def _signature(model: onnx.ModelProto, kind: str) -> dict[str, tuple[int, list[int | None]]]:
+    """Element type and fixed extents of every input or output, by name."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    found = {}
+    for value in model.graph.input if kind == "input" else model.graph.output:
+        tensor = value.type.tensor_type
+        extents = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+        if value.name not in held:
+            found[value.name] = (tensor.elem_type, extents)
+    return found

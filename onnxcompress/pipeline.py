@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from onnxcompress.analyse.answers import declared_answers, is_classifier
 from onnxcompress.analyse.sizes import random_feeds
-from onnxcompress.calibrate.inputs import Inputs
 from onnxcompress.config import Config
-from onnxcompress.errors import BoundError, DataError
+from onnxcompress.errors import BoundError
 from onnxcompress.load.source import ModelSource
 from onnxcompress.numerics.blas_threads import one_blas_pool
 from onnxcompress.plan.plan import Plan
 from onnxcompress.plan.reasons import most_frequent
 from onnxcompress.planning import Planner
-from onnxcompress.preparation import Prepared, prepare, proof_feeds
+from onnxcompress.preparation import Prepared, prepare, proof_feeds, verdict_metric
 from onnxcompress.progress import Progress, Silent, Timekeeper
 from onnxcompress.report.build import build_report
+from onnxcompress.retraining import Retraining
 from onnxcompress.rewrite.manager import Rewritten, rewrite
 from onnxcompress.rewrite.proof import Bench, prove
 from onnxcompress.rewrite.repair import Repaired
@@ -29,8 +29,11 @@ from onnxcompress.verify.accuracy import (
     judge_accuracy,
     unverified_accuracy,
 )
-from onnxcompress.verify.metrics import Metric, parse_metric
+from onnxcompress.verify.metrics import Metric
 from onnxcompress.verify.verdict import Verdict, verify
+
+if TYPE_CHECKING:
+    from onnxcompress.finetune.job import Distilled
 
 _MAX_ATTEMPTS = 6
 
@@ -64,9 +67,13 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
     clock = Timekeeper(progress or Silent())
     progress = clock
     prepared = prepare(source, config, progress)
+    retraining = Retraining(prepared, progress) if config.finetune is not None else None
     planner = Planner(prepared, progress)
     metric = verdict_metric(prepared)
     bounds = planner.bounds
+    if retraining is not None and bounds.targets:
+        # What is lost counts when training has had its turn.
+        bounds = replace(bounds, max_drop=math.inf, min_snr=-math.inf, confidence=None)
     kept: Attempt | None = None
     loosened = False
     for number in range(1, _MAX_ATTEMPTS + 1):
@@ -85,6 +92,8 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
             progress.note(f"attempt {number}: {verdict.failures[0]}")
     if kept is None:
         raise BoundError("no attempt came to a verdict")
+    if retraining is not None:
+        kept = _retrained(kept, retraining, prepared, planner, metric, progress)
     plan, verdict = kept.plan, kept.verdict
     report = build_report(
         source=prepared.source,
@@ -101,6 +110,7 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         result=kept.compressed,
         repaired=kept.repaired,
         repair=planner.mender,
+        trained=kept.trained,
         conversion=planner.conversion,
         unconverted=kept.unconverted,
         seconds=clock.seconds(),
@@ -121,6 +131,7 @@ class Attempt:
         model: the result, in the precision asked for.
         verdict: on the result.
         unconverted: what became of the outputs before the precision was changed, if it was.
+        trained: what fine-tuning came to, where it was asked for.
     """
 
     plan: Plan
@@ -129,10 +140,13 @@ class Attempt:
     model: onnx.ModelProto
     verdict: Verdict
     unconverted: Accuracy | None
+    trained: Distilled | None = None
 
     @property
     def compressed(self) -> onnx.ModelProto:
         """The result in the original's precision."""
+        if self.trained is not None:
+            return self.trained.model
         return self.repaired.model if self.repaired is not None else self.rewritten.model
 
 
@@ -201,6 +215,33 @@ def _attempt(
     return Attempt(plan, rewritten, repaired, result, verdict, unconverted)
 
 
+def _retrained(
+    made: Attempt,
+    retraining: Retraining,
+    prepared: Prepared,
+    planner: Planner,
+    metric: Metric | None,
+    progress: Progress,
+) -> Attempt:
+    """The same graph with trained weights, judged by what was asked; its latency is known."""
+    trained = retraining(made.compressed)
+    result, unconverted = trained.model, None
+    bounds = planner.bounds
+    if planner.conversion is not None:
+        progress.stage(f"convert to {planner.conversion.precision}")
+        unconverted = _accuracy(prepared, result, bounds, metric, progress)
+        result = planner.conversion(result)
+    progress.stage("verify accuracy")
+    accuracy = _accuracy(prepared, result, bounds, metric, progress)
+    return replace(
+        made,
+        model=result,
+        verdict=made.verdict.with_accuracy(accuracy),
+        unconverted=unconverted,
+        trained=trained,
+    )
+
+
 def _better(kept: Attempt | None, made: Attempt, planner: Planner) -> Attempt:
     """The later attempt, unless the earlier one held its bounds and lost less by calibration."""
     if kept is None or not kept.verdict.ok:
@@ -245,31 +286,6 @@ def plan_only(
     plan = planner.plan()
     demand_gain(plan)
     return plan, prepared
-
-
-def verdict_metric(prepared: Prepared) -> Metric | None:
-    """The metric of the verdict; None without data."""
-    if prepared.inputs.verdict is None:
-        return None
-    return chosen_metric(prepared.source.model, prepared.inputs, prepared.config.metric)
-
-
-def chosen_metric(model: onnx.ModelProto, inputs: Inputs, asked: str | None) -> Metric:
-    """The metric that is asked for; else top1 where there are labels, else agreement.
-
-    Raises:
-        DataError: it needs labels, and there are none.
-    """
-    data = inputs.verdict
-    given = data is not None and data.labels is not None
-    labelled = given and not inputs.held_out and is_classifier(declared_answers(model))
-    metric = parse_metric(asked or ("top1" if labelled else "agreement"))
-    if data is not None and metric.needs_labels and not given:
-        raise DataError(
-            f"metric {metric.name} needs labels, and {data.source} has none: add them as 'y', or "
-            "use --metric agreement"
-        )
-    return metric
 
 
 def demand_gain(plan: Plan) -> None:

@@ -8,13 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 
+from onnxcompress.analyse.answers import declared_answers, is_classifier
 from onnxcompress.analyse.facts import Facts, analyse
 from onnxcompress.analyse.sizes import random_feeds, representative_sizes
 from onnxcompress.calibrate.collectors import with_collectors
 from onnxcompress.calibrate.inputs import Inputs, open_inputs
 from onnxcompress.config import Config
+from onnxcompress.errors import DataError
 from onnxcompress.graph.digest import model_digest
 from onnxcompress.groundwork import Groundwork, lay_groundwork, replay_groundwork
 from onnxcompress.journal import Journal
@@ -25,7 +28,7 @@ from onnxcompress.plan.contract import Pass
 from onnxcompress.plan.plan import Plan, described, read_plan
 from onnxcompress.progress import Progress
 from onnxcompress.runtime import Array, device_name, open_session
-from onnxcompress.verify.metrics import parse_metric
+from onnxcompress.verify.metrics import Metric, parse_metric
 
 _PROOF_SAMPLES = 8
 
@@ -155,6 +158,7 @@ def _context(facts: Facts, inputs: Inputs, passes: Sequence[Pass[Any]], config: 
         "gated",
         "repair",
         "samples",
+        "finetune",
         "then",
     )
     both = (inputs.calibration, inputs.verdict)
@@ -183,3 +187,28 @@ def proof_feeds(facts: Facts, inputs: Inputs, config: Config) -> list[dict[str, 
         return [random_feeds(facts.model, facts.sizes, seed=config.seed)]
     count = min(len(data), max(_PROOF_SAMPLES, data.fixed_batch or 1))
     return [feeds for feeds, _ in data.take(range(count)).batches(_PROOF_SAMPLES)]
+
+
+def verdict_metric(prepared: Prepared) -> Metric | None:
+    """The metric of the verdict; None without data."""
+    if prepared.inputs.verdict is None:
+        return None
+    return chosen_metric(prepared.source.model, prepared.inputs, prepared.config.metric)
+
+
+def chosen_metric(model: onnx.ModelProto, inputs: Inputs, asked: str | None) -> Metric:
+    """The metric that is asked for; else top1 where there are labels, else agreement.
+
+    Raises:
+        DataError: it needs labels, and there are none.
+    """
+    data = inputs.verdict
+    given = data is not None and data.labels is not None
+    labelled = given and not inputs.held_out and is_classifier(declared_answers(model))
+    metric = parse_metric(asked or ("top1" if labelled else "agreement"))
+    if data is not None and metric.needs_labels and not given:
+        raise DataError(
+            f"metric {metric.name} needs labels, and {data.source} has none: add them as 'y', or "
+            "use --metric agreement"
+        )
+    return metric

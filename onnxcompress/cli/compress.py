@@ -78,6 +78,12 @@ from onnxcompress.plan.targets import PRECISIONS
 )
 @shared.repair_options
 @click.option(
+    "--finetune",
+    metavar="EPOCHS|MINUTES",
+    help="Train the result towards the original's answers on --data, like 3e or 20m; no labels "
+    "needed. With targets, accuracy is judged after it only.",
+)
+@click.option(
     "--then",
     type=click.Choice(PRECISIONS),
     help="Convert the result by ONNX Runtime's own converters; targets and bounds hold for what "
@@ -194,6 +200,7 @@ def make_config(values: dict[str, Any]) -> Any:
         repair=values["repair"],
         samples=values["samples"],
         exclude=tuple(values["exclude"]),
+        finetune=values["finetune"],
         then=values["then"],
         plan=Path(values["plan_file"]) if values["plan_file"] else None,
         run=Path(values["run_dir"]) if values["run_dir"] else None,

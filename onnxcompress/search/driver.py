@@ -14,11 +14,10 @@ from onnxcompress.graph.digest import model_digest
 from onnxcompress.journal import Journal, choice_name
 from onnxcompress.load.source import ModelSource
 from onnxcompress.numerics.blas_threads import one_blas_pool
-from onnxcompress.pipeline import verdict_metric
 from onnxcompress.plan.options import Options, collect
 from onnxcompress.plan.reasons import most_frequent
 from onnxcompress.plan.stored import read_options, stored_options
-from onnxcompress.preparation import prepare
+from onnxcompress.preparation import prepare, verdict_metric
 from onnxcompress.progress import Progress, Silent
 from onnxcompress.report.build import environment
 from onnxcompress.report.write import model_bytes

@@ -72,6 +72,14 @@ class Verdict:
         """Whether the result is slower than the original beyond the interval."""
         return self.ratio.interval.low > 1.0
 
+    def with_accuracy(self, accuracy: Accuracy) -> Verdict:
+        """The same with another judgement on the outputs: of the same graph with other weights."""
+        failures = [words for words in self.failures if words != self.accuracy.words]
+        if not accuracy.ok:
+            failures.append(accuracy.words)
+        after = replace(self.after, metric=accuracy.after)
+        return replace(self, after=after, accuracy=accuracy, failures=tuple(failures))
+
     def remaining(self, kind: str) -> float:
         """The fraction of the original that remains, by target kind."""
         match kind:

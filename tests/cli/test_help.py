@@ -14,14 +14,20 @@ import pytest
 
 from onnxcompress.cli.root import cli as root
 
-COMMANDS = ("bench", "compress", "demo", "evaluate", "inspect", "passes", "saliency", "search")
+COMMANDS = (
+    "bench", "compress", "demo", "evaluate", "finetune", "inspect", "passes", "saliency", "search",
+)
 
 PROMISED = {
     "compress": {
         "--pass", "--recipe", "--target", "--max-drop", "--data", "--eval", "--metric",
         "--providers", "--shape", "--gate", "--min-snr", "--confidence", "--batch", "--threads",
         "--exclude", "--plan", "--dry-run", "--run", "--seed", "--force",
-        "--save-as-external-data", "--preprocess", "--report", "--json",
+        "--save-as-external-data", "--preprocess", "--report", "--json", "--then", "--finetune",
+    },
+    "finetune": {
+        "--teacher", "--data", "--eval", "--for", "--labels", "--augment", "--device", "--run",
+        "--report", "--force", "--preprocess", "--threads", "--json",
     },
     "evaluate": {"--data", "--reference", "--metric", "--preprocess", "--providers", "--json"},
     "inspect": {"--shape", "--batch", "--json"},

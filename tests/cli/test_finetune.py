@@ -1,0 +1,169 @@
+"""`onnxcompress finetune`, and `compress --finetune`: what they print, write and refuse."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcompress.embedded import embedded
+
+TEACHER = embedded("digits_cnn.onnx")
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> list[str]:
+    """A few digits to train on, and others to judge by."""
+    with np.load(embedded("digits_train.npz")) as arrays:
+        np.savez(tmp_path / "data.npz", x=arrays["x"][:240])
+    with np.load(embedded("digits_test.npz")) as arrays:
+        np.savez(tmp_path / "test.npz", **{name: arrays[name][:200] for name in arrays})
+    return ["--data", str(tmp_path / "data.npz"), "--eval", str(tmp_path / "test.npz")]
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    """The teacher with noise on its weights."""
+    model = onnx.load(TEACHER)
+    generator = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            values = onnx.numpy_helper.to_array(tensor)
+            noise = 0.8 * values.std() * generator.standard_normal(values.shape)
+            new = (values + noise).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(new, tensor.name))
+    onnx.save(model, tmp_path / "student.onnx")
+    return tmp_path / "student.onnx"
+
+
+class TestFinetune:
+    @pytest.fixture(autouse=True)
+    def _torch(self) -> None:
+        pytest.importorskip("torch", reason="no PyTorch: pip install 'onnxcompress[finetune]'")
+
+    def test_a_better_model(
+        self, cli: Callable[..., Any], student: Path, digits: list[str], tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out.onnx"
+        options = ["--teacher", TEACHER, *digits, "--for", "3e", "--threads", "1"]
+        outcome = cli("finetune", student, out, *options)
+        assert outcome.code == 0, outcome.err
+        report = json.loads((tmp_path / "out.onnx.report.json").read_text())
+        before, after = (report[when]["metric"] for when in ("before", "after"))
+        assert after["name"] == "top1"
+        assert after["n"] == 200
+        assert after["value"] > before["value"] + 0.1
+        assert report["finetune"]["distance"][1] < report["finetune"]["distance"][0]
+        assert len(report["finetune"]["epochs"]) == 3
+        assert f"{100 * after['value']:.2f} % after" in outcome.out
+        assert outcome.err.count("epoch ") == 3
+        onnx.checker.check_model(onnx.load(out), full_check=True)
+        assert list(onnx.load(out).graph.node) == list(onnx.load(student).graph.node)
+
+    def test_nothing_gained(
+        self, cli: Callable[..., Any], digits: list[str], tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out.onnx"
+        outcome = cli("finetune", TEACHER, out, "--teacher", TEACHER, *digits, "--for", "1e")
+        assert outcome.code == 1
+        assert "nothing was gained" in outcome.err
+        assert not out.exists()
+        assert json.loads((tmp_path / "out.onnx.report.json").read_text())["finetune"]["epochs"]
+
+    def test_a_teacher_of_something_else(
+        self, cli: Callable[..., Any], student: Path, digits: list[str], tmp_path: Path
+    ) -> None:
+        other = embedded("lenet5_caffe.onnx")
+        outcome = cli("finetune", student, tmp_path / "out.onnx", "--teacher", other, *digits)
+        assert outcome.code == 3
+        assert "the teacher's" in outcome.err
+
+    def test_an_operator_that_is_not_known(
+        self, cli: Callable[..., Any], digits: list[str], tmp_path: Path
+    ) -> None:
+        model = onnx.load(TEACHER)
+        (output,) = model.graph.output
+        last = next(n for n in model.graph.node if output.name in n.output)
+        last.output[0] = "scores"
+        model.graph.node.append(
+            onnx.helper.make_node("Hardmax", ["scores"], [output.name], name="last")
+        )
+        onnx.save(model, tmp_path / "odd.onnx")
+        outcome = cli(
+            *("finetune", tmp_path / "odd.onnx", tmp_path / "out.onnx", "--teacher", TEACHER),
+            *digits,
+        )
+        outcome.refused(3, "node 'last'", "Hardmax")
+
+    def test_inside_of_a_job(
+        self, cli: Callable[..., Any], digits: list[str], tmp_path: Path
+    ) -> None:
+        """With a target, what is lost counts after training only."""
+        out = tmp_path / "out.onnx"
+        options = ["--pass", "prune", "--target", "macs=0.3", "--repair", "off", *digits]
+        options += ["--threads", "1", "--max-drop", "2"]
+        refused = cli("compress", TEACHER, out, *options)
+        assert refused.code == 1
+        outcome = cli("compress", TEACHER, out, *options, "--finetune", "6e")
+        assert outcome.code == 0, outcome.err
+        report = json.loads((tmp_path / "out.onnx.report.json").read_text())
+        assert report["finetune"]["improved"]
+        assert report["drop"]["points"] <= 2
+        assert report["remaining"]["macs"] <= 0.3
+        assert report["after"]["file_bytes"] == out.stat().st_size
+
+
+def test_without_pytorch(
+    cli: Callable[..., Any],
+    student: Path,
+    digits: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    genuine = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "torch":
+            raise ImportError(name)
+        return genuine(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    out = tmp_path / "out.onnx"
+    outcome = cli("finetune", student, out, "--teacher", TEACHER, *digits)
+    outcome.refused(2, "needs PyTorch", "onnxcompress[finetune]")
+    outcome = cli("compress", TEACHER, out, "--finetune", "1e", "--target", "macs=0.5", *digits)
+    outcome.refused(2, "needs PyTorch")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--for", "3"], "neither a number of epochs"),
+        (["--augment", "turn"], "'turn' is none of"),
+        (["--labels", "2"], "labels must lie between"),
+    ],
+)
+def test_options_that_make_no_sense(
+    cli: Callable[..., Any],
+    student: Path,
+    digits: list[str],
+    tmp_path: Path,
+    options: list[str],
+    words: str,
+) -> None:
+    pytest.importorskip("torch", reason="no PyTorch: pip install 'onnxcompress[finetune]'")
+    out = tmp_path / "out.onnx"
+    cli("finetune", student, out, "--teacher", TEACHER, *digits, *options).refused(2, words)
+
+
+def test_data_is_needed(cli: Callable[..., Any], tmp_path: Path) -> None:
+    outcome = cli("compress", TEACHER, tmp_path / "out.onnx", "--finetune", "1e")
+    outcome.refused(2, "--finetune trains on the inputs of --data")
+    outcome = cli("compress", TEACHER, tmp_path / "out.onnx", "--finetune", "soon")
+    outcome.refused(2, "neither a number of epochs")
