@@ -15,7 +15,15 @@ import pytest
 from onnxcompress.cli.root import cli as root
 
 COMMANDS = (
-    "bench", "compress", "demo", "evaluate", "finetune", "inspect", "passes", "saliency", "search",
+    "bench",
+    "compress",
+    "demo",
+    "evaluate",
+    "finetune",
+    "inspect",
+    "passes",
+    "saliency",
+    "search",
 )
 
 PROMISED = {
