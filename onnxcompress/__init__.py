@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from onnxcompress.analyse.facts import Facts, Need
     from onnxcompress.api import compress, saliency, use
     from onnxcompress.derivation import derive
-    from onnxcompress.distillation import Finetuned, finetune
+    from onnxcompress.distillation import Finetuned, distil
     from onnxcompress.errors import (
         BoundError,
         DataError,
@@ -39,7 +39,7 @@ _HOMES = {
     "analyse.facts": ("Facts", "Need"),
     "api": ("compress", "saliency", "use"),
     "derivation": ("derive",),
-    "distillation": ("Finetuned", "finetune"),
+    "distillation": ("Finetuned", "distil"),
     "errors": (
         "BoundError",
         "DataError",
@@ -84,7 +84,7 @@ __all__ = [
     "UsageError",
     "compress",
     "derive",
-    "finetune",
+    "distil",
     "saliency",
     "use",
 ]

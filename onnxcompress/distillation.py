@@ -1,4 +1,4 @@
-"""`finetune`: a network trained towards its original's answers, in Python."""
+"""`distil`: a network trained towards its original's answers, in Python."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Finetuned:
     report: dict[str, Any]
 
 
-def finetune(
+def distil(
     model: ModelSource,
     teacher: ModelSource,
     *,
@@ -89,8 +89,8 @@ def finetune(
         OnnxCompressError: the data or the device is at fault.
     """
     require_torch()
+    from onnxcompress.finetune import job
     from onnxcompress.finetune.augmentation import parse_augmentation
-    from onnxcompress.finetune.job import distil
 
     clock = Timekeeper(progress or Silent())
     execution = execution_of("cpu", threads)
@@ -117,7 +117,7 @@ def finetune(
         raise UsageError("fine-tuning needs real inputs: give --data")
     judged = chosen_metric(student.model, inputs, metric)
     clock.stage("finetune")
-    result = distil(student.model, master.model, inputs.calibration, settings, clock)
+    result = job.distil(student.model, master.model, inputs.calibration, settings, clock)
     clock.stage("verify accuracy")
     sides = [
         compare(master.model, one, inputs.verdict, judged, execution, seed=seed)

@@ -16,7 +16,7 @@ _HANDED_ON = (
     *("data", "eval_data", "effort", "preprocess", "metric", "batch", "rate", "labels"),
     *("features", "temperature", "augment", "device", "threads", "run_dir", "seed"),
 )
-"""Options that are arguments of `onnxcompress.finetune` as they stand."""
+"""Options that are arguments of `onnxcompress.distil` as they stand."""
 
 
 @click.command("finetune")
@@ -119,7 +119,7 @@ def finetune_command(**values: Any) -> None:
     does, on inputs that are kept apart, nothing is written.
     """
     from onnxcompress.cli.destinations import Destinations
-    from onnxcompress.distillation import finetune
+    from onnxcompress.distillation import distil
     from onnxcompress.errors import BoundError
     from onnxcompress.report import write
     from onnxcompress.report.build import json_safe
@@ -133,7 +133,7 @@ def finetune_command(**values: Any) -> None:
     )
     places.check(force=values["force"])
     with progress_for(quiet=values["quiet"]) as progress:
-        result = finetune(
+        result = distil(
             shared.model_source(values["source"]),
             shared.model_source(values["teacher"]),
             progress=progress,
