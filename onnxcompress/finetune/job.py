@@ -24,6 +24,8 @@ from onnxcompress.finetune.weights import with_weights
 from onnxcompress.progress import Progress
 
 _HELD_BYTES = 1 << 31
+FEW = 16
+"""Samples in a batch below which nothing is normalised by it."""
 _MEASURED = 8
 """Batches that deviations are taken on."""
 
@@ -149,7 +151,9 @@ def _distil(
         student, master, (model, teacher), (student.shapes(first), master.shapes(first)), mixture
     )
     aim.measure(few())
-    count = normalise(student, few()) if settings.normalise else 0
+    # Of a few samples alone, statistics say little: those that are there stay.
+    student.frozen = (data.fixed_batch or settings.batch) < FEW
+    count = normalise(student, few()) if settings.normalise and not student.frozen else 0
     student.to(device)
     augment = settings.augment
     if augment is None:

@@ -54,7 +54,7 @@ class Network(torch.nn.Module):
     """A graph that can be run and trained.
 
     BatchNormalization follows the mode of the module: in training it normalises by the batch and
-    keeps running statistics, as in PyTorch.
+    keeps running statistics, as in PyTorch, unless it is frozen.
 
     Attributes:
         inputs: names of the inputs.
@@ -70,6 +70,8 @@ class Network(torch.nn.Module):
 
     momentum = 0.1
     """How far running statistics follow a batch."""
+    frozen = False
+    """Whether BatchNormalization keeps to its running statistics in training, too."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__()
@@ -252,7 +254,7 @@ class Network(torch.nn.Module):
         return {name: value for name, value in zip(node.output, results, strict=False) if name}
 
     def _is_norm(self, node: onnx.NodeProto) -> bool:
-        return node.op_type == "BatchNormalization" and self.training
+        return node.op_type == "BatchNormalization" and self.training and not self.frozen
 
     def _normalised(self, call: Call) -> torch.Tensor:
         """BatchNormalization by the batch; running statistics follow."""

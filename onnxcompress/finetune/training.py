@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -159,26 +160,27 @@ class Training:
     def _epoch(self, number: int) -> float:
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
         order = torch.randperm(len(self.data), generator=generator).numpy()
-        whole = len(order) - len(order) % self.settings.batch
-        if whole:
-            order = order[:whole]
+        each = self.data.fixed_batch or self.settings.batch
+        # A small fixed batch is only a part of a step.
+        parts = max(1, self.settings.batch // each)
+        steps = max(1, len(order) // (each * parts))
+        batches = self.batches(self.data, order)
         self.student.train()
-        total, steps = 0.0, 0
-        count = max(1, len(order) // self.settings.batch)
+        total = 0.0
         begin = time.perf_counter()
-        for feeds, labels in self.batches(self.data, order):
-            self._set_rate((number + steps / count), time.perf_counter() - begin)
-            feeds = varied(feeds, self.augment, generator)
-            taught = self.aim.taught(feeds)
-            loss = self.aim.loss(self.aim.answered(feeds), taught, labels)
+        for step in range(steps):
+            self._set_rate(number + step / steps, time.perf_counter() - begin)
             self.optimiser.zero_grad()
-            torch.autograd.backward(loss)
+            taken = list(islice(batches, parts))
+            for feeds, labels in taken:
+                feeds = varied(feeds, self.augment, generator)
+                loss = self.aim.loss(self.aim.answered(feeds), self.aim.taught(feeds), labels)
+                torch.autograd.backward(loss / len(taken))
+                total += float(loss.detach()) / len(taken)
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), _CLIP)
             self.optimiser.step()
-            self._average(number * count + steps)
-            total += float(loss.detach())
-            steps += 1
-        return total / max(1, steps)
+            self._average(number * steps + step)
+        return total / steps
 
     def _set_rate(self, epochs: float, seconds: float) -> None:
         """The learning rate: up in a line, down as a cosine."""

@@ -206,3 +206,19 @@ def test_unknown_operator(teacher: Any, data: Any) -> None:
     teacher.graph.node[1].op_type = "NonMaxSuppression"
     with pytest.raises(UnsupportedError, match="node 'ra': operator NonMaxSuppression is not"):
         distil(teacher, teacher, data, Settings(**SHORT), Silent())
+
+
+def test_a_small_fixed_batch(forgetful: Any, fill: Any, images: Any) -> None:
+    """Steps gather several batches; nothing is normalised by two samples."""
+    text = NORMALISED.replace("float[N, 3, 8, 8]", "float[2, 3, 8, 8]").replace("[N, 4]", "[2, 4]")
+    teacher = fill(text, NORMALISED_SHAPES, 2)
+    settings = Settings(effort=Effort(epochs=6), batch=16, rate=0.01)
+    found = distil(forgetful(teacher), teacher, images(teacher, 160), settings, Silent())
+    assert found.improved
+    assert found.normalised == 0
+    old, new = (
+        {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+        for model in (forgetful(teacher), found.model)
+    )
+    same = {name for name in old if np.array_equal(old[name], new[name])}
+    assert same == {"mean", "positive_variance"}
