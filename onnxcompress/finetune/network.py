@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import onnx
@@ -18,36 +18,13 @@ from onnxcompress.finetune.operators.call import (
     as_tensor,
     widened,
 )
-from onnxcompress.finetune.operators.table import OPERATORS
+from onnxcompress.finetune.steps import STANDARD, Step, channels_last, operator_of, together
 from onnxcompress.finetune.trained import trained_names
-from onnxcompress.graph.view import attributes, subgraphs
+from onnxcompress.graph.view import attributes
 from onnxcompress.load.checks import one_line
 from onnxcompress.runtime import Array
 
 Values = dict[str, torch.Tensor]
-
-_STANDARD = {"", "ai.onnx"}
-_ONE_OPERAND = frozenset({"Expand", "Pad", "Reshape", "Resize", "Slice", "Split", "Squeeze"})
-_ONE_OPERAND |= {"Tile", "TopK", "Unsqueeze", "CumSum", "Upsample"}
-_TAKES_SIZES = _ONE_OPERAND | {name for name in OPERATORS if name.startswith("Reduce")}
-"""Operators whose further operands are read by the host."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One node, ready to be carried out.
-
-    Attributes:
-        node: the operator.
-        operator: what it computes.
-        attributes: those that are given.
-        done: tensors that nobody reads after it.
-    """
-
-    node: onnx.NodeProto
-    operator: Operator
-    attributes: Mapping[str, Any]
-    done: tuple[str, ...]
 
 
 class Network(torch.nn.Module):
@@ -78,9 +55,7 @@ class Network(torch.nn.Module):
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         graph = model.graph
-        self.opset = max(
-            (o.version for o in model.opset_import if o.domain in _STANDARD), default=0
-        )
+        self.opset = max((o.version for o in model.opset_import if o.domain in STANDARD), default=0)
         held = {tensor.name for tensor in graph.initializer}
         self.inputs = tuple(i.name for i in graph.input if i.name not in held)
         self.outputs = tuple(output.name for output in graph.output)
@@ -124,7 +99,7 @@ class Network(torch.nn.Module):
         slot = f"t{len(self._slots)}"
         self._slots[name] = slot
         if isinstance(value, torch.nn.Parameter):
-            self.register_parameter(slot, value)
+            self.register_parameter(slot, torch.nn.Parameter(channels_last(value.data)))
         else:
             self.register_buffer(slot, value, persistent=True)
 
@@ -135,11 +110,11 @@ class Network(torch.nn.Module):
         for node in graph.node:
             if node.output[0] in self._slots or node.output[0] in self._held:
                 continue
-            operator = _operator(node)
+            operator = operator_of(node)
             if all(not n or (n in fixed and n not in self.running) for n in node.input):
                 with torch.no_grad():
                     step = Step(node, operator, attributes(node), ())
-                    for name, value in self._run(step, self._constants()).items():
+                    for name, value in self._run(step, self._constants(), self.device).items():
                         if value.is_floating_point():
                             self._keep(name, value)
                         else:
@@ -179,8 +154,12 @@ class Network(torch.nn.Module):
         return self.get_parameter(self._slots[name])
 
     def insert(self, output: str, norm: torch.nn.Module, weight: str, bias: str) -> None:
-        """Put a module behind the convolution that makes `output` out of these two constants."""
+        """Put a normalisation behind the convolution that makes `output` of these two constants.
+
+        The bias, which it takes away again, is not trained any more.
+        """
         key = f"n{len(self._placed)}"
+        self.parameter(bias).requires_grad_(False)
         self._norms[key] = norm
         self._placed[output] = (key, weight, bias)
 
@@ -206,10 +185,10 @@ class Network(torch.nn.Module):
             UnsupportedError: a form of an operator is not known.
             ModelError: the inputs do not fit the graph.
         """
-        values = self._constants()
-        values.update({name: feeds[name] for name in self.inputs})
+        values, device = self._constants(), self.device
+        values.update({name: channels_last(feeds[name]) for name in self.inputs})
         for step in self.steps:
-            values.update(self._run(step, values))
+            values.update(self._run(step, values, device))
             for name in step.done:
                 if name not in also:
                     del values[name]
@@ -233,10 +212,11 @@ class Network(torch.nn.Module):
             for name in self.outputs
         }
 
-    def _run(self, step: Step, values: Values) -> Values:
+    def _run(self, step: Step, values: Values, device: torch.device) -> Values:
         node = step.node
         operands = tuple(values[name] if name else None for name in node.input)
-        call = Call(node, step.attributes, self.opset, self._together(node, operands), self.device)
+        operands = together(node, operands, device)
+        call = Call(node, step.attributes, self.opset, operands, device)
         try:
             made = self._normalised(call) if self._is_norm(node) else step.operator(call)
         except UnsupportedError as error:
@@ -273,35 +253,6 @@ class Network(torch.nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next((v.device for v in (*self.parameters(), *self.buffers())), torch.device("cpu"))
-
-    def _together(
-        self, node: onnx.NodeProto, operands: tuple[torch.Tensor | None, ...]
-    ) -> tuple[torch.Tensor | None, ...]:
-        """Operands on one device: sizes and indices are kept with the host."""
-        device = self.device
-        if device.type == "cpu" or node.op_type in _TAKES_SIZES:
-            return operands
-        if all(value is None or value.device.type == "cpu" for value in operands):
-            return operands
-        return tuple(None if value is None else value.to(device) for value in operands)
-
-
-def _operator(node: onnx.NodeProto) -> Operator:
-    if node.domain not in _STANDARD:
-        raise UnsupportedError(
-            f"node '{node.name}': operator {node.domain}::{node.op_type} is not known in training"
+        return next(
+            (v.device for v in chain(self.parameters(), self.buffers())), torch.device("cpu")
         )
-    if any(True for _ in subgraphs(node)) or node.op_type not in OPERATORS:
-        raise UnsupportedError(
-            f"node '{node.name}': operator {node.op_type} is not known in training"
-        )
-    return OPERATORS[node.op_type]
-
-
-def supported(model: onnx.ModelProto) -> bool:
-    """Whether the interpreter has every operator of a graph."""
-    return all(
-        node.op_type in OPERATORS and node.domain in _STANDARD and not any(subgraphs(node))
-        for node in model.graph.node
-    )

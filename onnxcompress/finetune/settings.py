@@ -66,10 +66,10 @@ class Settings:
 
     effort: Effort = field(default_factory=lambda: Effort(epochs=10))
     batch: int = 64
-    rate: float = 1e-3
+    rate: float = 3e-4
     decay: float = 1e-4
     labels: float = 0.0
-    features: float = 0.0
+    features: float = 1.0
     temperature: float = 4.0
     augment: tuple[str, ...] | None = None
     average: float = 0.99

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import time
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -55,12 +56,18 @@ def resnet56() -> nn.Module:
             stride = 2 if width != 16 and number == 0 else 1
             layers.append(Block(inside, width, stride))
             inside = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    for module in network.modules():
+        # Of equal biases the export would keep one.
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+    return network
 
 
 def exported(network: nn.Module, batch: int) -> onnx.ModelProto:
     buffer = io.BytesIO()
     example = torch.zeros(batch, 3, 32, 32)
+    warnings.simplefilter("ignore", DeprecationWarning)
     torch.onnx.export(network.eval(), (example,), buffer, dynamo=False, input_names=["x"])
     return onnx.load_from_string(buffer.getvalue())
 
@@ -85,10 +92,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--channels-last", action="store_true", help="the module's weights, too")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
     native = resnet56()
     model = exported(native, arguments.batch)
+    if arguments.channels_last:
+        native = native.to(memory_format=torch.channels_last)
     network = Network(model)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(arguments.batch, 3, 32, 32, generator=generator)

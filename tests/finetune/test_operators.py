@@ -13,9 +13,10 @@ import pytest
 
 pytest.importorskip("torch", reason="no PyTorch: pip install 'onnxcompress[finetune]'")
 
-from onnxcompress.finetune.network import Network, supported
+from onnxcompress.finetune.network import Network
 from onnxcompress.finetune.operators.call import UnsupportedError
 from onnxcompress.finetune.operators.table import OPERATORS
+from onnxcompress.finetune.steps import supported
 
 REFUSED = {
     "in training mode": (
