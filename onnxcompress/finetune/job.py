@@ -143,7 +143,8 @@ def _distil(
         batches = rest.batches(settings.batch)
         return (student.given(feeds) for feeds, _ in islice(batches, _MEASURED))
 
-    first = next(few())
+    one = rest.take(range(rest.fixed_batch or 1))
+    first = student.given(next(one.batches(1))[0])
     mixture = Mixture(
         labels=settings.labels, features=settings.features, temperature=settings.temperature
     )
@@ -167,6 +168,8 @@ def _distil(
 
     def told(number: int, epoch: Epoch) -> None:
         score = epoch.score
+        if settings.effort.epochs is not None:
+            progress.step(number, settings.effort.epochs)
         progress.note(
             f"epoch {number}: loss {epoch.loss:.4g}, held out {score.distance:.4g} (before "
             f"{training.began_with.distance:.4g}), {word} {score.agreement:.4g}, "

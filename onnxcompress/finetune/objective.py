@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from onnxcompress.analyse.answers import declared_answers, is_classifier
+from onnxcompress.errors import ModelError
 from onnxcompress.finetune.network import Network, Values
 from onnxcompress.graph.view import FLOATING_TYPES
 
@@ -60,21 +61,33 @@ class Objective:
     scales: dict[str, float] = field(default_factory=dict)
 
     def measure(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
-        """Find how much the teacher's outputs and features vary."""
-        seen: dict[str, list[torch.Tensor]] = {}
+        """Find how much the teacher's outputs and features vary from sample to sample."""
+        sums: Values = {}
+        squares: dict[str, float] = {}
+        sizes: dict[str, int] = {}
+        samples = 0
         for feeds in batches:
-            for name, value in self.taught(feeds).items():
-                seen.setdefault(name, []).append(value)
-        for name, values in seen.items():
-            joined = torch.cat(values).double()
-            self.scales[name] = max(_LEAST, float((joined - joined.mean(0)).square().mean()))
+            taught = self.taught(feeds)
+            samples += len(next(iter(taught.values())))
+            for name, value in taught.items():
+                wide = value.double()
+                total = wide.sum(0)
+                sums[name] = sums[name] + total if name in sums else total
+                squares[name] = squares.get(name, 0.0) + float(wide.square().sum())
+                sizes[name] = sizes.get(name, 0) + value.numel()
+        for name, total in sums.items():
+            common = float(total.square().sum()) / samples
+            self.scales[name] = max(_LEAST, (squares[name] - common) / sizes[name])
 
-    def taught(self, feeds: Mapping[str, torch.Tensor]) -> Values:
+    def taught(self, feeds: Mapping[str, torch.Tensor], *, features: bool = True) -> Values:
         """What the teacher says of a batch."""
-        names = [*self.taps] + ([self.scores[1]] if self.scores else [])
+        names = [*self.taps] if features else []
+        names += [self.scores[1]] if self.scores else []
         with torch.no_grad():
-            made = self.teacher(feeds, also=tuple(dict.fromkeys(names)))
-        return {name: made[name] for name in (names if self.scores else [*made])}
+            made: Values = self.teacher(feeds, also=tuple(dict.fromkeys(names)))
+        if self.scores:
+            return {name: made[name] for name in names}
+        return {name: value for name, value in made.items() if value.is_floating_point()}
 
     def answered(self, feeds: Mapping[str, torch.Tensor], *, features: bool = True) -> Values:
         """What the student says of a batch."""
@@ -137,7 +150,12 @@ def objective(
         models: student and teacher.
         shapes: of every tensor of either on the same batch.
         mixture: how much of what counts.
+
+    Raises:
+        ModelError: no output is a floating-point tensor.
     """
+    if not declared_answers(models[0]):
+        raise ModelError("the network has no floating-point output to learn from")
     classes = is_classifier(declared_answers(models[0]))
     scores = (class_scores(models[0]), class_scores(models[1])) if classes else None
     taps = shared_taps(models[0], shapes) if mixture.features else ()

@@ -94,7 +94,7 @@ class Training:
         self.aim, self.data, self.augment = aim, data, augment
         self.settings, self.key = settings, key
         self.student = aim.student
-        self.kept = [(feeds, aim.taught(feeds)) for feeds in self._unseen(held_out)]
+        self.kept = [(feeds, aim.taught(feeds, features=False)) for feeds in self._unseen(held_out)]
         plain = [p for p in self.student.parameters() if p.dim() < 2]
         weights = [p for p in self.student.parameters() if p.dim() >= 2]
         self.optimiser = torch.optim.AdamW(

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="no PyTorch: pip install 'onnxcompress[finetune]'")
 
-from onnxcompress.errors import UsageError  # noqa: E402
+from onnxcompress.errors import ModelError, UsageError  # noqa: E402
 from onnxcompress.finetune.augmentation import fitting, parse_augmentation, varied  # noqa: E402
 from onnxcompress.finetune.network import Network  # noqa: E402
 from onnxcompress.finetune.objective import Mixture, class_scores, objective, shared_taps  # noqa: E402
@@ -66,6 +66,20 @@ def test_other_outputs_and_features(teacher: Any, forgetful: Any) -> None:
     assert aim.distance(answered, taught).item() == pytest.approx(error("s1"), rel=1e-4)
     total = error("s1") + 0.5 * error("s")
     assert aim.loss(answered, taught).item() == pytest.approx(total, rel=1e-4)
+
+
+def test_whole_numbers_are_not_learnt_from(teacher: Any) -> None:
+    """Which class won says nothing that could be trained towards; scores beside it do."""
+    teacher.graph.node.append(onnx.helper.make_node("ArgMax", ["y"], ["k"], name="k", axis=1))
+    teacher.graph.output.append(
+        onnx.helper.make_tensor_value_info("k", onnx.TensorProto.INT64, ["N", 1])
+    )
+    aim, feeds = aim_of(teacher, teacher, Mixture())
+    assert aim.scores == ("y", "y")
+    assert aim.distance(aim.answered(feeds), aim.taught(feeds)).item() == pytest.approx(0, abs=1e-6)
+    del teacher.graph.output[0]
+    with pytest.raises(ModelError, match="no floating-point output"):
+        aim_of(teacher, teacher, Mixture())
 
 
 def test_scores_in_front_of_a_softmax() -> None:
