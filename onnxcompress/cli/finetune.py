@@ -161,15 +161,9 @@ def finetune_command(**values: Any) -> None:
 
 
 def _show(report: dict[str, Any], console: Any) -> None:
-    told = report["finetune"]
-    name = "agreement" if "agreement" in told else "relative_error"
-    console.print(
-        f"epoch {told['best_epoch']} of {len(told['epochs'])} kept after {told['seconds']:.0f} s: "
-        f"distance from the teacher on {told['held_out']} inputs kept apart "
-        f"{told['distance'][0]:.4g} before, {told['distance'][1]:.4g} after; "
-        f"{name.replace('_', ' ')} {told[name][0]:.4g}, {told[name][1]:.4g}",
-        markup=False,
-    )
+    from onnxcompress.cli.tables import training_line
+
+    console.print(training_line(report["finetune"]), markup=False)
     before, after = report["before"]["metric"], report["after"]["metric"]
     teacher = report["reference_metric"]
     if before["name"] == "snr":

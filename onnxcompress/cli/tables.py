@@ -90,11 +90,26 @@ def _accuracy(report: Mapping[str, Any], console: Console) -> None:
                 f"{_db(worst['snr_db'])} on random ones); --data or --eval has it measured"
             )
         )
+    if report["finetune"] is not None:
+        console.print(Text(training_line(report["finetune"])))
     if report["then"] is not None:
         before = report["then"]["before_conversion"]["words"]
         console.print(Text(f"before conversion to {report['then']['precision']}: {before}"))
     if report["latency_ratio"]["slower"]:
         console.print(Text("the result is SLOWER than the original on this machine", style="bold"))
+
+
+def training_line(told: Mapping[str, Any]) -> str:
+    """What fine-tuning came to, in a sentence."""
+    if not told["improved"]:
+        return f"fine-tuning is left out: none of {len(told['epochs'])} epochs was better"
+    measure = "agreement" if "agreement" in told else "relative_error"
+    before, after = told[measure]
+    return (
+        f"fine-tuned for {told['seconds']:.0f} s, epoch {told['best_epoch']} of "
+        f"{len(told['epochs'])} kept: {measure.replace('_', ' ')} with the teacher {after:.4g} on "
+        f"{told['held_out']} inputs kept apart, {before:.4g} before"
+    )
 
 
 def _sortable(value: Any) -> float:
