@@ -52,6 +52,7 @@ class Network(torch.nn.Module):
 
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__()
+        self._settled = False
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         graph = model.graph
@@ -163,6 +164,18 @@ class Network(torch.nn.Module):
         self._norms[key] = norm
         self._placed[output] = (key, weight, bias)
 
+    def settle(self) -> None:
+        """Normalise by running statistics from here on, until the next call of `train`."""
+        self._settled = True
+        for norm in self._norms.values():
+            norm.eval()
+
+    def train(self, mode: bool = True) -> Network:
+        """Set the mode, as of every module."""
+        self._settled = False
+        super().train(mode)
+        return self
+
     @property
     def inserted(self) -> list[tuple[Any, str, str]]:
         """What was put behind convolutions, with the names of their weights and biases."""
@@ -234,7 +247,8 @@ class Network(torch.nn.Module):
         return {name: value for name, value in zip(node.output, results, strict=False) if name}
 
     def _is_norm(self, node: onnx.NodeProto) -> bool:
-        return node.op_type == "BatchNormalization" and self.training and not self.frozen
+        by_batch = self.training and not self.frozen and not self._settled
+        return node.op_type == "BatchNormalization" and by_batch
 
     def _normalised(self, call: Call) -> torch.Tensor:
         """BatchNormalization by the batch; running statistics follow."""

@@ -66,7 +66,7 @@ class Settings:
 
     effort: Effort = field(default_factory=lambda: Effort(epochs=10))
     batch: int = 64
-    rate: float = 3e-4
+    rate: float = 2e-4
     decay: float = 1e-4
     labels: float = 0.0
     features: float = 1.0

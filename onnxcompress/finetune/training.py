@@ -23,6 +23,9 @@ from onnxcompress.finetune.settings import Settings
 _WARM_UP = 0.05
 _CHECKPOINT = "finetune.pt"
 _CLIP = 5.0
+_SETTLING = 1 / 3
+"""Share of the effort, at its end, in which nothing is normalised by the batch any more: its noise
+would keep weights from where they are going."""
 _ROUNDS = 2
 """Variations of every sample that epochs are chosen on."""
 Batch = tuple[Values, "torch.Tensor | None"]
@@ -165,11 +168,14 @@ class Training:
         parts = max(1, self.settings.batch // each)
         steps = max(1, len(order) // (each * parts))
         batches = self.batches(self.data, order)
-        self.student.train()
         total = 0.0
         begin = time.perf_counter()
         for step in range(steps):
-            self._set_rate(number + step / steps, time.perf_counter() - begin)
+            spent = self._spent(number + step / steps, time.perf_counter() - begin)
+            self._set_rate(spent)
+            self.student.train()
+            if spent >= 1 - _SETTLING:
+                self.student.settle()
             self.optimiser.zero_grad()
             taken = list(islice(batches, parts))
             for feeds, labels in taken:
@@ -182,14 +188,15 @@ class Training:
             self._average(number * steps + step)
         return total / steps
 
-    def _set_rate(self, epochs: float, seconds: float) -> None:
-        """The learning rate: up in a line, down as a cosine."""
+    def _spent(self, epochs: float, seconds: float) -> float:
+        """Share of the effort that is over."""
         effort = self.settings.effort
         if effort.epochs is not None:
-            spent = epochs / effort.epochs
-        else:
-            spent = (self.state.seconds + seconds) / (60 * (effort.minutes or 1))
-        spent = min(1.0, spent)
+            return min(1.0, epochs / effort.epochs)
+        return min(1.0, (self.state.seconds + seconds) / (60 * (effort.minutes or 1)))
+
+    def _set_rate(self, spent: float) -> None:
+        """The learning rate: up in a line, down as a cosine."""
         factor = min(1.0, spent / _WARM_UP + 0.01) * 0.5 * (1 + math.cos(math.pi * spent))
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.rate * factor
