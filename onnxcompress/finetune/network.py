@@ -65,7 +65,6 @@ class Network(torch.nn.Module):
         }
         self._slots: dict[str, str] = {}
         self._held: Values = {}
-        self._known = set(self.inputs)
         self._norms = torch.nn.ModuleDict()
         self._placed: dict[str, tuple[str, str, str]] = {}
         self.running = tuple(

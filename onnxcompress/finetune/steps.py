@@ -14,9 +14,11 @@ from onnxcompress.finetune.operators.table import OPERATORS
 from onnxcompress.graph.view import subgraphs
 
 STANDARD = {"", "ai.onnx"}
-ONE_OPERAND = frozenset({"Expand", "Pad", "Reshape", "Resize", "Slice", "Split", "Squeeze"})
-ONE_OPERAND |= {"Tile", "TopK", "Unsqueeze", "CumSum", "Upsample"}
-TAKES_SIZES = ONE_OPERAND | {name for name in OPERATORS if name.startswith("Reduce")}
+TAKES_SIZES = {
+    *("CumSum", "Expand", "Pad", "Reshape", "Resize", "Slice", "Split", "Squeeze", "Tile", "TopK"),
+    *("Unsqueeze", "Upsample"),
+    *(name for name in OPERATORS if name.startswith("Reduce")),
+}
 """Operators whose further operands are read by the host."""
 
 
