@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 
 from onnxcompress.analyse.sizes import random_feeds
+from onnxcompress.attempt import Attempt, better
 from onnxcompress.config import Config
 from onnxcompress.errors import BoundError
 from onnxcompress.load.source import ModelSource
 from onnxcompress.numerics.blas_threads import one_blas_pool
 from onnxcompress.plan.plan import Plan
-from onnxcompress.plan.reasons import most_frequent
+from onnxcompress.plan.reasons import demand_gain
 from onnxcompress.planning import Planner
 from onnxcompress.preparation import Prepared, prepare, proof_feeds, verdict_metric
 from onnxcompress.progress import Progress, Silent, Timekeeper
@@ -22,7 +23,6 @@ from onnxcompress.report.build import build_report
 from onnxcompress.retraining import Retraining
 from onnxcompress.rewrite.manager import Rewritten, rewrite
 from onnxcompress.rewrite.proof import Bench, prove
-from onnxcompress.rewrite.repair import Repaired
 from onnxcompress.verify.accuracy import (
     Accuracy,
     Bounds,
@@ -30,10 +30,7 @@ from onnxcompress.verify.accuracy import (
     unverified_accuracy,
 )
 from onnxcompress.verify.metrics import Metric
-from onnxcompress.verify.verdict import Verdict, verify
-
-if TYPE_CHECKING:
-    from onnxcompress.finetune.job import Distilled
+from onnxcompress.verify.verdict import Verdict, verify, verify_weights
 
 _MAX_ATTEMPTS = 6
 
@@ -82,7 +79,7 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         if made is None:
             continue
         verdict = made.verdict
-        kept = _better(kept, made, planner)
+        kept = made if kept is None else better(kept, made, planner)
         if verdict.ok and not (last or loosened) and planner.loosen_targets(verdict):
             loosened = True
             progress.note(f"attempt {number}: far below what was asked, planned again")
@@ -92,7 +89,8 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
             progress.note(f"attempt {number}: {verdict.failures[0]}")
     if kept is None:
         raise BoundError("no attempt came to a verdict")
-    if retraining is not None:
+    # What misses a target is not worth the time: other weights do not change that.
+    if retraining is not None and set(kept.verdict.failures) <= {kept.verdict.accuracy.words}:
         kept = _retrained(kept, retraining, prepared, planner, metric, progress)
     plan, verdict = kept.plan, kept.verdict
     report = build_report(
@@ -105,12 +103,12 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
         verdict=verdict,
         execution=config.execution,
         seed=config.seed,
-        consulted=number + (retraining is not None),
+        consulted=number + (kept.trained is not None),
         proofs=(*prepared.groundwork.proofs, *kept.rewritten.proofs),
         result=kept.compressed,
         repaired=kept.repaired,
         repair=planner.mender,
-        trained=kept.trained,
+        trained=kept.trained.to_dict() if kept.trained is not None else None,
         conversion=planner.conversion,
         unconverted=kept.unconverted,
         seconds=clock.seconds(),
@@ -118,36 +116,6 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
     if verdict.ok:
         return Result(kept.model, plan, report, verdict)
     raise bound_error(verdict, report)
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One plan carried out and judged.
-
-    Attributes:
-        plan: what was done.
-        rewritten: what came of it.
-        repaired: the same with layers fitted again, where any were.
-        model: the result, in the precision asked for.
-        verdict: on the result.
-        unconverted: what became of the outputs before the precision was changed, if it was.
-        trained: what fine-tuning came to, where it was asked for.
-    """
-
-    plan: Plan
-    rewritten: Rewritten
-    repaired: Repaired | None
-    model: onnx.ModelProto
-    verdict: Verdict
-    unconverted: Accuracy | None
-    trained: Distilled | None = None
-
-    @property
-    def compressed(self) -> onnx.ModelProto:
-        """The result in the original's precision."""
-        if self.trained is not None:
-            return self.trained.model
-        return self.repaired.model if self.repaired is not None else self.rewritten.model
 
 
 def _attempt(
@@ -226,29 +194,21 @@ def _retrained(
     """The same graph with trained weights, judged by what was asked; its latency is known."""
     trained = retraining(made.compressed)
     result, unconverted = trained.model, None
-    bounds = planner.bounds
     if planner.conversion is not None:
         progress.stage(f"convert to {planner.conversion.precision}")
-        unconverted = _accuracy(prepared, result, bounds, metric, progress)
+        unconverted = _accuracy(prepared, result, planner.bounds, metric, progress)
         result = planner.conversion(result)
     progress.stage("verify accuracy")
-    accuracy = _accuracy(prepared, result, bounds, metric, progress)
-    return replace(
-        made,
-        model=result,
-        verdict=made.verdict.with_accuracy(accuracy),
-        unconverted=unconverted,
-        trained=trained,
+    accuracy = _accuracy(prepared, result, planner.bounds, metric, progress)
+    verdict = verify_weights(
+        made.verdict,
+        prepared.source.model,
+        result,
+        accuracy,
+        planner.bounds,
+        converted=planner.conversion is not None,
     )
-
-
-def _better(kept: Attempt | None, made: Attempt, planner: Planner) -> Attempt:
-    """The later attempt, unless the earlier one held its bounds and lost less by calibration."""
-    if kept is None or not kept.verdict.ok:
-        return made
-    if not made.verdict.ok or planner.error(made.model) >= planner.error(kept.model):
-        return kept
-    return made
+    return replace(made, model=result, verdict=verdict, unconverted=unconverted, trained=trained)
 
 
 def _accuracy(
@@ -286,17 +246,6 @@ def plan_only(
     plan = planner.plan()
     demand_gain(plan)
     return plan, prepared
-
-
-def demand_gain(plan: Plan) -> None:
-    """Refuse an empty plan.
-
-    Raises:
-        BoundError: no layer would be rewritten; names the most frequent reasons.
-    """
-    if not plan.empty:
-        return
-    raise BoundError(f"nothing could be gained: {most_frequent(plan.refusals)}")
 
 
 def with_rolled_back(plan: Plan, rewritten: Rewritten) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import onnx
@@ -28,17 +27,17 @@ class Retraining:
     Raises:
         UsageError: PyTorch is not installed, or there are no real inputs.
         UnsupportedError: an operator of the original is not known in training.
+        ProviderError: PyTorch sees no GPU where `--providers cuda` wants one.
     """
 
     def __init__(self, prepared: Prepared, progress: Progress) -> None:
         require_torch()
+        from onnxcompress.finetune.job import check_device
         from onnxcompress.finetune.network import Network
 
         config, inputs = prepared.config, prepared.inputs
         if inputs.calibration is None or inputs.synthetic:
             raise UsageError("--finetune trains on the inputs of --data: give real ones")
-        # Said before the work, not after it.
-        Network(prepared.source.model)
         self._prepared, self._progress = prepared, progress
         self._data = inputs.calibration
         self._settings = Settings(
@@ -46,9 +45,11 @@ class Retraining:
             threads=config.execution.threads,
             seed=config.seed,
             device="cuda" if config.execution.providers == ("cuda",) else "cpu",
+            run=config.run,
         )
-        if config.run is not None:
-            self._settings = replace(self._settings, run=config.run / "finetune")
+        # Said before the work, not after it.
+        check_device(self._settings.device)
+        Network(prepared.source.model)
 
     def __call__(self, model: onnx.ModelProto) -> Distilled:
         """The model with trained weights, or as it is where none were better."""

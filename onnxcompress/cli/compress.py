@@ -93,16 +93,9 @@ from onnxcompress.plan.targets import PRECISIONS
 @click.option("--plan", "plan_file", type=click.Path(), metavar="FILE", help="Replay this plan.")
 @click.option("--dry-run", is_flag=True, help="Write the plan only, to OUT with .plan.json.")
 @click.option("--run", "run_dir", type=click.Path(), metavar="DIR", help="Folder for the journal.")
-@click.option(
-    "--report",
-    "report_file",
-    type=click.Path(),
-    metavar="FILE",
-    help="Where the report goes [default: OUT with .report.json].",
-)
+@shared.report_option
 @shared.seed_option
-@click.option("--force", is_flag=True, help="Overwrite OUT.")
-@click.option("--save-as-external-data", "external_data", is_flag=True, help="Weights in OUT.data.")
+@shared.output_options
 @shared.json_option
 @shared.quiet_option
 def compress_command(**values: Any) -> None:

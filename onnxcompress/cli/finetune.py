@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -17,6 +18,14 @@ _HANDED_ON = (
     *("features", "temperature", "augment", "device", "threads", "run_dir", "seed"),
 )
 """Options that are arguments of `onnxcompress.distil` as they stand."""
+
+
+def _number(name: str, metavar: str, words: str) -> Callable[[shared.F], shared.F]:
+    """An option whose default is that of the setting of its name."""
+    default = getattr(Settings, name)
+    return click.option(
+        f"--{name}", type=float, default=default, show_default=True, metavar=metavar, help=words
+    )
 
 
 @click.command("finetune")
@@ -42,37 +51,10 @@ _HANDED_ON = (
     show_default=True,
     help="Samples of a step; a fixed batch dimension overrides it.",
 )
-@click.option(
-    "--rate",
-    type=float,
-    default=Settings.rate,
-    show_default=True,
-    metavar="RATE",
-    help="The highest learning rate.",
-)
-@click.option(
-    "--labels",
-    type=float,
-    default=Settings.labels,
-    show_default=True,
-    metavar="SHARE",
-    help="Share of the loss that true labels have, 0 to 1.",
-)
-@click.option(
-    "--features",
-    type=float,
-    default=Settings.features,
-    show_default=True,
-    metavar="WEIGHT",
-    help="Weight of differences on the way.",
-)
-@click.option(
-    "--temperature",
-    type=float,
-    default=Settings.temperature,
-    show_default=True,
-    help="That class scores are softened by.",
-)
+@_number("rate", "RATE", "The highest learning rate.")
+@_number("labels", "SHARE", "Share of the loss that true labels have, 0 to 1.")
+@_number("features", "WEIGHT", "Weight of differences on the way.")
+@_number("temperature", "T", "That class scores are softened by.")
 @click.option(
     "--augment",
     default="auto",
@@ -99,16 +81,9 @@ _HANDED_ON = (
     metavar="DIR",
     help="Folder for checkpoints; a killed run goes on from there.",
 )
-@click.option(
-    "--report",
-    "report_file",
-    type=click.Path(),
-    metavar="FILE",
-    help="Where the report goes [default: OUT with .report.json].",
-)
+@shared.report_option
 @shared.seed_option
-@click.option("--force", is_flag=True, help="Overwrite OUT.")
-@click.option("--save-as-external-data", "external_data", is_flag=True, help="Weights in OUT.data.")
+@shared.output_options
 @shared.json_option
 @shared.quiet_option
 def finetune_command(**values: Any) -> None:

@@ -92,6 +92,23 @@ def repair_options(command: F) -> F:
     )(command)
 
 
+report_option = click.option(
+    "--report",
+    "report_file",
+    type=click.Path(),
+    metavar="FILE",
+    help="Where the report goes [default: OUT with .report.json].",
+)
+
+
+def output_options(command: F) -> F:
+    """`--force`, `--save-as-external-data`."""
+    command = click.option(
+        "--save-as-external-data", "external_data", is_flag=True, help="Weights in OUT.data."
+    )(command)
+    return click.option("--force", is_flag=True, help="Overwrite OUT.")(command)
+
+
 seed_option = click.option(
     "--seed",
     type=click.IntRange(min=0),

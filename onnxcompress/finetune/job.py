@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import islice
 from typing import Any
 
@@ -15,12 +15,14 @@ import torch
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.errors import DataError, ProviderError
 from onnxcompress.finetune.augmentation import fitting
+from onnxcompress.finetune.checkpoint import Checkpoint
 from onnxcompress.finetune.network import Network
 from onnxcompress.finetune.normalisation import normalise
-from onnxcompress.finetune.objective import Mixture, objective
+from onnxcompress.finetune.objective import Mixture, Objective, objective
 from onnxcompress.finetune.settings import Settings
 from onnxcompress.finetune.training import Epoch, Score, Training
 from onnxcompress.finetune.weights import with_weights
+from onnxcompress.graph.digest import model_digest
 from onnxcompress.progress import Progress
 
 _HELD_BYTES = 1 << 31
@@ -116,67 +118,33 @@ def distil(
         DataError: there is too little data.
         ProviderError: the device is not there.
     """
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ProviderError(
-            "PyTorch sees no CUDA device: train on the CPU, or install its CUDA build"
-        )
-    with _threads(settings.threads):
-        return _distil(model, teacher, data, settings, progress)
-
-
-def _distil(
-    model: onnx.ModelProto,
-    teacher: onnx.ModelProto,
-    data: Dataset,
-    settings: Settings,
-    progress: Progress,
-) -> Distilled:
-    device = torch.device(settings.device)
-    student, master = Network(model).to(device), Network(teacher).to(device).eval()
-    master.requires_grad_(requires_grad=False)
     if settings.labels and data.labels is None:
         raise DataError(f"{data.purpose} {data.source} has no labels to train on: leave out labels")
-    rest, held_out = data.held(_HELD_BYTES).split(settings.held_out, settings.seed)
+    check_device(settings.device)
+    with _threads(settings.threads):
+        rest, held_out = data.held(_HELD_BYTES).split(settings.held_out, settings.seed)
+        aim, first, count = _prepared(model, teacher, rest, settings)
+        augment = fitting(first) if settings.augment is None else settings.augment
+        checkpoint = None
+        if settings.run is not None:
+            key = _key(model, teacher, data, settings)
+            checkpoint = Checkpoint(settings.run, key, aim.student.device, progress)
+        training = Training(aim, rest, held_out, augment, settings, checkpoint)
+        if training.state.epochs:
+            progress.note(f"going on behind epoch {len(training.state.epochs)}")
+        word = "agreement" if aim.scores else "relative error"
 
-    def few() -> Iterator[dict[str, torch.Tensor]]:
-        """Some inputs, the same every time."""
-        batches = rest.batches(settings.batch)
-        return (student.given(feeds) for feeds, _ in islice(batches, _MEASURED))
+        def told(number: int, epoch: Epoch) -> None:
+            score = epoch.score
+            if settings.effort.epochs is not None:
+                progress.step(number, settings.effort.epochs)
+            progress.note(
+                f"epoch {number}: loss {epoch.loss:.4g}, held out {score.distance:.4g} (before "
+                f"{training.began_with.distance:.4g}), {word} {score.agreement:.4g}, "
+                f"{epoch.seconds:.0f} s"
+            )
 
-    one = rest.take(range(rest.fixed_batch or 1))
-    first = student.given(next(one.batches(1))[0])
-    mixture = Mixture(
-        labels=settings.labels, features=settings.features, temperature=settings.temperature
-    )
-    aim = objective(
-        student, master, (model, teacher), (student.shapes(first), master.shapes(first)), mixture
-    )
-    aim.measure(few())
-    # Of a few samples alone, statistics say little: those that are there stay.
-    student.frozen = (data.fixed_batch or settings.batch) < FEW
-    count = normalise(student, few()) if settings.normalise and not student.frozen else 0
-    student.to(device)
-    augment = settings.augment
-    if augment is None:
-        augment = fitting(tuple(x.shape) for x in first.values())
-    training = Training(
-        aim, rest, held_out, augment, settings, _key(model, teacher, data, settings)
-    )
-    if training.state.epochs:
-        progress.note(f"going on behind epoch {len(training.state.epochs)}")
-    word = "agreement" if aim.scores else "relative error"
-
-    def told(number: int, epoch: Epoch) -> None:
-        score = epoch.score
-        if settings.effort.epochs is not None:
-            progress.step(number, settings.effort.epochs)
-        progress.note(
-            f"epoch {number}: loss {epoch.loss:.4g}, held out {score.distance:.4g} (before "
-            f"{training.began_with.distance:.4g}), {word} {score.agreement:.4g}, "
-            f"{epoch.seconds:.0f} s"
-        )
-
-    state = training.run(told)
+        state = training.run(told)
     values = {name: value.cpu().numpy() for name, value in state.best.items()}
     return Distilled(
         with_weights(model, values),
@@ -192,16 +160,54 @@ def _distil(
     )
 
 
+def check_device(device: str) -> None:
+    """Say before the work that there is nothing to train on.
+
+    Raises:
+        ProviderError: PyTorch has no such device.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ProviderError(
+            "PyTorch sees no CUDA device: train on the CPU, or install its CUDA build"
+        )
+
+
+def _prepared(
+    model: onnx.ModelProto, teacher: onnx.ModelProto, data: Dataset, settings: Settings
+) -> tuple[Objective, list[tuple[int, ...]], int]:
+    """The objective, the shapes of the inputs, and how many convolutions were normalised."""
+    device = torch.device(settings.device)
+    student, master = Network(model).to(device), Network(teacher).to(device).eval()
+    master.requires_grad_(False)
+
+    def few() -> Iterator[dict[str, torch.Tensor]]:
+        """Some inputs, the same every time."""
+        return (
+            student.given(feeds) for feeds, _ in islice(data.batches(settings.batch), _MEASURED)
+        )
+
+    one = data.take(range(data.fixed_batch or 1))
+    first = student.given(next(one.batches(1))[0])
+    mixture = Mixture(
+        labels=settings.labels, features=settings.features, temperature=settings.temperature
+    )
+    aim = objective(
+        student, master, (model, teacher), (student.shapes(first), master.shapes(first)), mixture
+    )
+    aim.measure(few())
+    # Of a few samples alone, statistics say little: those that are there stay.
+    student.frozen = (data.fixed_batch or settings.batch) < FEW
+    count = normalise(student, few()) if settings.normalise and not student.frozen else 0
+    return aim, [tuple(x.shape) for x in first.values()], count
+
+
 def _key(
     model: onnx.ModelProto, teacher: onnx.ModelProto, data: Dataset, settings: Settings
 ) -> str:
-    """Everything that a checkpoint depends on."""
-    digest = hashlib.sha256()
-    for proto in (model, teacher):
-        digest.update(proto.SerializeToString(deterministic=True))
+    """Everything that training depends on."""
     told = {k: v for k, v in vars(settings).items() if k not in {"run", "threads"}}
-    digest.update(repr([torch.__version__, data.fingerprint(), sorted(told.items())]).encode())
-    return digest.hexdigest()
+    digests = [model_digest(model), model_digest(teacher), data.fingerprint()]
+    return repr([version("onnxcompress"), torch.__version__, *digests, sorted(told.items())])
 
 
 @contextmanager

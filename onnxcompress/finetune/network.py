@@ -175,6 +175,15 @@ class Network(torch.nn.Module):
         super().train(mode)
         return self
 
+    def changing(self) -> Values:
+        """What training changes: parameters, and the statistics of normalisations."""
+        still = {
+            slot
+            for name, slot in self._slots.items()
+            if name not in self.trained and name not in self.running
+        }
+        return {name: value for name, value in self.state_dict().items() if name not in still}
+
     @property
     def inserted(self) -> list[tuple[Any, str, str]]:
         """What was put behind convolutions, with the names of their weights and biases."""

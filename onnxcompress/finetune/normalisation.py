@@ -98,7 +98,8 @@ def normalise(network: Network, batches: Iterable[Mapping[str, torch.Tensor]]) -
     for name, (weight, bias) in places.items():
         mean = sums[name] / counts[name]
         variance = (squares[name] / counts[name] - mean.square()).clamp(min=0)
-        network.insert(name, ChannelNorm(mean.float(), variance.float()), weight, bias)
+        kind = network.value(bias).dtype
+        network.insert(name, ChannelNorm(mean.to(kind), variance.to(kind)), weight, bias)
     return len(places)
 
 

@@ -108,15 +108,22 @@ class Objective:
         names = [name for name in self.student.outputs if name in taught]
         return torch.stack([self._error(name, answered, taught) for name in names]).mean()
 
+    def aimed(
+        self, answered: Values, taught: Values, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What counts of the outputs: how far they are from the teacher's, and from the labels."""
+        far = self.distance(answered, taught)
+        if labels is None or self.scores is None or not self.mixture.labels:
+            return far
+        share = self.mixture.labels
+        truth = functional.cross_entropy(answered[self.scores[0]].flatten(1), labels)
+        return (1 - share) * far + share * truth
+
     def loss(
         self, answered: Values, taught: Values, labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What training minimises."""
-        total = self.distance(answered, taught)
-        if labels is not None and self.scores is not None and self.mixture.labels:
-            share = self.mixture.labels
-            truth = functional.cross_entropy(answered[self.scores[0]].flatten(1), labels)
-            total = (1 - share) * total + share * truth
+        """What training minimises: the same, and the differences on the way."""
+        total = self.aimed(answered, taught, labels)
         if self.taps and self.mixture.features:
             errors = [self._error(name, answered, taught) for name in self.taps]
             total = total + self.mixture.features * torch.stack(errors).mean()
@@ -156,14 +163,19 @@ def objective(
     """
     if not declared_answers(models[0]):
         raise ModelError("the network has no floating-point output to learn from")
-    classes = is_classifier(declared_answers(models[0]))
-    scores = (class_scores(models[0]), class_scores(models[1])) if classes else None
+    both = tuple(class_scores(model) for model in models)
+    scores = (both[0], both[1]) if both[0] is not None and both[1] is not None else None
     taps = shared_taps(models[0], shapes) if mixture.features else ()
     return Objective(student, teacher, mixture, scores, taps)
 
 
-def class_scores(model: onnx.ModelProto) -> str:
-    """The tensor that holds a classifier's scores: in front of the Softmax, if there is one."""
+def class_scores(model: onnx.ModelProto) -> str | None:
+    """The tensor that holds a classifier's scores: in front of the Softmax, if there is one.
+
+    None where the network makes no class decision, or answers for every class by itself (Sigmoid).
+    """
+    if not is_classifier(declared_answers(model)):
+        return None
     producers = {name: node for node in model.graph.node for name in node.output}
     output: str = next(
         o.name for o in model.graph.output if o.type.tensor_type.elem_type in FLOATING_TYPES
@@ -171,9 +183,10 @@ def class_scores(model: onnx.ModelProto) -> str:
     at = output
     while at in producers and producers[at].op_type in _SHAPING:
         at = producers[at].input[0]
-    if at in producers and producers[at].op_type in {"LogSoftmax", "Softmax"}:
+    maker = producers[at].op_type if at in producers else ""
+    if maker in {"LogSoftmax", "Softmax"}:
         return str(producers[at].input[0])
-    return output
+    return None if maker in {"HardSigmoid", "Sigmoid"} else output
 
 
 def shared_taps(

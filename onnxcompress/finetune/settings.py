@@ -23,9 +23,6 @@ class Effort:
     epochs: int | None = None
     minutes: float | None = None
 
-    def __str__(self) -> str:
-        return f"{self.epochs}e" if self.epochs is not None else f"{self.minutes:g}m"
-
 
 def parse_effort(text: str) -> Effort:
     """`3e` is three epochs, `20m` twenty minutes.
@@ -57,7 +54,6 @@ class Settings:
         average: how much of the running average of the weights a step keeps.
         held_out: share of the data that training does not see, to choose the best epoch by.
         normalise: whether convolutions get their batch normalisation back while training.
-        patience: epochs without an improvement after which training ends; None never ends early.
         seed: of every random choice.
         threads: of PyTorch on the CPU.
         device: cpu or cuda.
@@ -75,7 +71,6 @@ class Settings:
     average: float = 0.99
     held_out: float = 0.1
     normalise: bool = True
-    patience: int | None = None
     seed: int = 0
     threads: int = 1
     device: str = "cpu"

@@ -63,14 +63,6 @@ def operator_of(node: onnx.NodeProto) -> Operator:
     return OPERATORS[node.op_type]
 
 
-def supported(model: onnx.ModelProto) -> bool:
-    """Whether the interpreter has every operator of a graph."""
-    return all(
-        node.op_type in OPERATORS and node.domain in STANDARD and not any(subgraphs(node))
-        for node in model.graph.node
-    )
-
-
 def together(
     node: onnx.NodeProto, operands: tuple[torch.Tensor | None, ...], device: torch.device
 ) -> tuple[torch.Tensor | None, ...]:

@@ -1,27 +1,25 @@
-"""The training itself: steps, running averages, checkpoints, and the best epoch kept."""
+"""The training itself: steps, running averages, and the best epoch kept."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.finetune.augmentation import varied
+from onnxcompress.finetune.checkpoint import Checkpoint
 from onnxcompress.finetune.network import Values
 from onnxcompress.finetune.normalisation import folded_values
 from onnxcompress.finetune.objective import Objective
 from onnxcompress.finetune.settings import Settings
 
 _WARM_UP = 0.05
-_CHECKPOINT = "finetune.pt"
 _CLIP = 5.0
 _SETTLING = 1 / 3
 """Share of the effort, at its end, in which nothing is normalised by the batch any more: its noise
@@ -36,7 +34,7 @@ class Score:
     """How a student does on data that training does not see.
 
     Attributes:
-        distance: from the teacher, as the objective has it.
+        distance: from the teacher, and from labels where these have a share.
         agreement: share of samples of the same class; for other networks the relative squared
             error.
     """
@@ -63,6 +61,7 @@ class State:
         best: constants of the best epoch with normalisations folded in; empty before any is
             better than what training began with.
         best_distance: of the best epoch, or of the beginning.
+        best_epoch: its number, from 1; 0 before any was better.
         seconds: of training.
     """
 
@@ -71,6 +70,12 @@ class State:
     best_distance: float = math.inf
     best_epoch: int = 0
     seconds: float = 0.0
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> State:
+        """Put together again from plain values."""
+        epochs = [Epoch(**{**one, "score": Score(**one["score"])}) for one in values["epochs"]]
+        return cls(**{**values, "epochs": epochs})
 
 
 class Training:
@@ -82,7 +87,7 @@ class Training:
         held_out: what the best epoch is chosen on.
         augment: variations of images.
         settings: the options.
-        key: everything that a checkpoint depends on, as text.
+        checkpoint: where training goes on from; None keeps nothing.
     """
 
     def __init__(
@@ -92,12 +97,11 @@ class Training:
         held_out: Dataset,
         augment: tuple[str, ...],
         settings: Settings,
-        key: str,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.aim, self.data, self.augment = aim, data, augment
-        self.settings, self.key = settings, key
+        self.aim, self.data, self.held_out, self.augment = aim, data, held_out, augment
+        self.settings, self.checkpoint = settings, checkpoint
         self.student = aim.student
-        self.kept = [(feeds, aim.taught(feeds, features=False)) for feeds in self._unseen(held_out)]
         plain = [p for p in self.student.parameters() if p.dim() < 2]
         weights = [p for p in self.student.parameters() if p.dim() >= 2]
         self.optimiser = torch.optim.AdamW(
@@ -107,27 +111,31 @@ class Training:
             ],
             lr=settings.rate,
         )
-        self.averaged = {name: value.clone() for name, value in self._moving().items()}
+        self.averaged = {name: value.clone() for name, value in self.student.changing().items()}
         self.began_with = self.score()
         self.state = State(best_distance=self.began_with.distance)
-        self._resume()
+        if checkpoint is not None and (held := checkpoint.read()) is not None:
+            self.student.load_state_dict(held["student"])
+            self.optimiser.load_state_dict(held["optimiser"])
+            self.averaged = held["averaged"]
+            self.state = State.of(held["state"])
 
     def batches(self, data: Dataset, rows: Any) -> Iterator[Batch]:
         """Batches of some rows as tensors."""
         for feeds, labels in data.take(rows).batches(self.settings.batch):
-            truth = None if labels is None else torch.from_numpy(labels).long()
+            truth = None if labels is None else torch.from_numpy(labels).to(self.student.device)
             yield self.student.given(feeds), truth
 
-    def _unseen(self, held_out: Dataset) -> Iterator[Values]:
-        """What was held out, varied as in training.
+    def _unseen(self) -> Iterator[Batch]:
+        """What was held out, varied as in training, the same every time.
 
         The student may have been calibrated on these very samples; on their variations it was not.
         """
         generator = torch.Generator().manual_seed(self.settings.seed)
         kinds = [kind for kind in self.augment if kind != "mixup"]
         for _ in range(_ROUNDS if kinds else 1):
-            for feeds, _ in self.batches(held_out, range(len(held_out))):
-                yield varied(feeds, kinds, generator)
+            for feeds, labels in self.batches(self.held_out, range(len(self.held_out))):
+                yield varied(feeds, kinds, generator), labels
 
     def run(self, told: Callable[[int, Epoch], None]) -> State:
         """Train until the effort is spent.
@@ -142,7 +150,15 @@ class Training:
             seconds = time.perf_counter() - begin
             self.state.seconds += seconds
             self.state.epochs.append(Epoch(loss, score, seconds))
-            self._save()
+            if self.checkpoint is not None:
+                self.checkpoint.write(
+                    {
+                        "student": self.student.state_dict(),
+                        "optimiser": self.optimiser.state_dict(),
+                        "averaged": self.averaged,
+                        "state": asdict(self.state),
+                    }
+                )
             told(len(self.state.epochs), self.state.epochs[-1])
         return self.state
 
@@ -152,10 +168,11 @@ class Training:
         distance = agreement = 0.0
         count = 0
         with torch.no_grad():
-            for feeds, taught in self.kept:
+            for feeds, labels in self._unseen():
+                taught = self.aim.taught(feeds, features=False)
                 answered = self.aim.answered(feeds, features=False)
                 equal, number = self.aim.agreement(answered, taught)
-                distance += float(self.aim.distance(answered, taught)) * number
+                distance += float(self.aim.aimed(answered, taught, labels)) * number
                 agreement += equal
                 count += number
         return Score(distance / count, agreement / count)
@@ -168,10 +185,12 @@ class Training:
         parts = max(1, self.settings.batch // each)
         steps = max(1, len(order) // (each * parts))
         batches = self.batches(self.data, order)
-        total = 0.0
+        total, done = 0.0, 0
         begin = time.perf_counter()
         for step in range(steps):
             spent = self._spent(number + step / steps, time.perf_counter() - begin)
+            if spent >= 1:
+                break
             self._set_rate(spent)
             self.student.train()
             if spent >= 1 - _SETTLING:
@@ -186,7 +205,8 @@ class Training:
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), _CLIP)
             self.optimiser.step()
             self._average(number * steps + step)
-        return total / steps
+            done += 1
+        return total / max(1, done)
 
     def _spent(self, epochs: float, seconds: float) -> float:
         """Share of the effort that is over."""
@@ -201,24 +221,16 @@ class Training:
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.rate * factor
 
-    def _moving(self) -> Values:
-        """What is averaged: parameters and running statistics."""
-        return {
-            name: value
-            for name, value in self.student.state_dict().items()
-            if value.is_floating_point()
-        }
-
     def _average(self, step: int) -> None:
         """The running average follows; at first faster, so that it forgets where it began."""
         keep = min(self.settings.average, (1 + step) / (10 + step))
         with torch.no_grad():
-            for name, value in self._moving().items():
+            for name, value in self.student.changing().items():
                 self.averaged[name].lerp_(value, 1 - keep)
 
     def _averaged_score(self) -> Score:
         """The score of the averaged weights, which are kept if no earlier ones were better."""
-        own = {name: value.clone() for name, value in self._moving().items()}
+        own = {name: value.clone() for name, value in self.student.changing().items()}
         self.student.load_state_dict(self.averaged, strict=False)
         score = self.score()
         if score.distance < self.state.best_distance:
@@ -229,57 +241,4 @@ class Training:
         return score
 
     def _done(self) -> bool:
-        effort, epochs = self.settings.effort, self.state.epochs
-        patience = self.settings.patience
-        if patience is not None and len(epochs) - self.state.best_epoch >= patience:
-            return True
-        if effort.epochs is not None:
-            return len(epochs) >= effort.epochs
-        # Another epoch only where most of it still fits.
-        each = float(np.mean([e.seconds for e in epochs])) if epochs else 0.0
-        return self.state.seconds + 0.5 * each > 60 * (effort.minutes or 0)
-
-    @property
-    def _file(self) -> Path | None:
-        return self.settings.run / _CHECKPOINT if self.settings.run is not None else None
-
-    def _save(self) -> None:
-        if self._file is None:
-            return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        part = self._file.with_suffix(".part")
-        torch.save(
-            {
-                "key": self.key,
-                "student": self.student.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "averaged": self.averaged,
-                "epochs": [
-                    (e.loss, e.score.distance, e.score.agreement, e.seconds)
-                    for e in self.state.epochs
-                ],
-                "best": self.state.best,
-                "best_distance": self.state.best_distance,
-                "best_epoch": self.state.best_epoch,
-                "seconds": self.state.seconds,
-            },
-            part,
-        )
-        part.replace(self._file)
-
-    def _resume(self) -> None:
-        if self._file is None or not self._file.exists():
-            return
-        held = torch.load(self._file, weights_only=True)
-        if held["key"] != self.key:
-            return
-        self.student.load_state_dict(held["student"])
-        self.optimiser.load_state_dict(held["optimiser"])
-        self.averaged = held["averaged"]
-        self.state = State(
-            [Epoch(loss, Score(far, same), took) for loss, far, same, took in held["epochs"]],
-            held["best"],
-            held["best_distance"],
-            held["best_epoch"],
-            held["seconds"],
-        )
+        return self._spent(len(self.state.epochs), 0.0) >= 1

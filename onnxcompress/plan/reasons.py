@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from onnxcompress.errors import BoundError
 from onnxcompress.plan.contract import Candidate, Refusal
 from onnxcompress.plan.options import Options
+from onnxcompress.plan.plan import Plan
 
 
 def left_alone(options: Options, chosen: Iterable[Candidate[Any]], why: str) -> list[Refusal]:
@@ -28,6 +30,17 @@ def most_frequent(refusals: Iterable[Refusal]) -> str:
     if not counts:
         return "the model has no layer that the passes know"
     return "; ".join(f"{reason} ({n} layers)" for reason, n in counts.most_common(3))
+
+
+def demand_gain(plan: Plan) -> None:
+    """Refuse an empty plan.
+
+    Raises:
+        BoundError: no layer would be rewritten; names the most frequent reasons.
+    """
+    if not plan.empty:
+        return
+    raise BoundError(f"nothing could be gained: {most_frequent(plan.refusals)}")
 
 
 def _general(reason: str) -> str:

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,9 +29,6 @@ from onnxcompress.verify.accuracy import Accuracy
 from onnxcompress.verify.intervals import json_number
 from onnxcompress.verify.verdict import Verdict
 
-if TYPE_CHECKING:
-    from onnxcompress.finetune.job import Distilled
-
 VERSION = 1
 
 
@@ -51,7 +48,7 @@ def build_report(
     result: onnx.ModelProto | None = None,
     repaired: Repaired | None = None,
     repair: Mender | None = None,
-    trained: Distilled | None = None,
+    trained: Mapping[str, Any] | None = None,
     conversion: Conversion | None = None,
     unconverted: Accuracy | None = None,
     seconds: Mapping[str, float] | None = None,
@@ -93,7 +90,7 @@ def build_report(
             {"pass": p.pass_name, "relative_error": p.error, "samples": p.samples} for p in proofs
         ],
         "repair": repair_summary(repaired, repair),
-        "finetune": trained.to_dict() if trained is not None else None,
+        "finetune": trained,
         "then": conversion_summary(conversion, unconverted),
         "exact": exact_rewrites(plan, timings),
         "layers": layer_table(facts, plan, timings, result),

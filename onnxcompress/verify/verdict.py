@@ -72,14 +72,6 @@ class Verdict:
         """Whether the result is slower than the original beyond the interval."""
         return self.ratio.interval.low > 1.0
 
-    def with_accuracy(self, accuracy: Accuracy) -> Verdict:
-        """The same with another judgement on the outputs: of the same graph with other weights."""
-        failures = [words for words in self.failures if words != self.accuracy.words]
-        if not accuracy.ok:
-            failures.append(accuracy.words)
-        after = replace(self.after, metric=accuracy.after)
-        return replace(self, after=after, accuracy=accuracy, failures=tuple(failures))
-
     def remaining(self, kind: str) -> float:
         """The fraction of the original that remains, by target kind."""
         match kind:
@@ -156,9 +148,50 @@ def verify(
         accuracy=accuracy,
         failures=(),
     )
+    return _judged(verdict, original, result, bounds, converted=converted)
+
+
+def verify_weights(
+    verdict: Verdict,
+    original: onnx.ModelProto,
+    result: onnx.ModelProto,
+    accuracy: Accuracy,
+    bounds: Bounds,
+    *,
+    converted: bool = False,
+) -> Verdict:
+    """Judge the graph of a verdict anew with other weights; what they do not change is kept.
+
+    Args:
+        verdict: with the times and counts of this graph.
+        original: the model as loaded, before canonicalisation.
+        result: the graph with its new weights.
+        accuracy: from `judge_accuracy` on this pair.
+        bounds: what must hold.
+        converted: whether the result's precision was changed.
+
+    Raises:
+        ModelError: the result is invalid.
+    """
+    check_structure(result)
+    check_values(result)
+    after = replace(verdict.after, file_bytes=result.ByteSize(), metric=accuracy.after)
+    verdict = replace(verdict, after=after, accuracy=accuracy)
+    return _judged(verdict, original, result, bounds, converted=converted)
+
+
+def _judged(
+    verdict: Verdict,
+    original: onnx.ModelProto,
+    result: onnx.ModelProto,
+    bounds: Bounds,
+    *,
+    converted: bool,
+) -> Verdict:
+    """The verdict with what is wrong with the result."""
     failures = interface_differences(original, result, converted=converted)
-    if not accuracy.ok:
-        failures.append(accuracy.words)
+    if not verdict.accuracy.ok:
+        failures.append(verdict.accuracy.words)
     failures += _missed(verdict, bounds)
     return replace(verdict, failures=tuple(failures))
 

@@ -76,7 +76,7 @@ def test_whole_numbers_are_not_learnt_from(teacher: Any) -> None:
     )
     aim, feeds = aim_of(teacher, teacher, Mixture())
     assert aim.scores == ("y", "y")
-    assert aim.distance(aim.answered(feeds), aim.taught(feeds)).item() == pytest.approx(0, abs=1e-6)
+    assert aim.distance(aim.answered(feeds), aim.taught(feeds)).item() == 0
     del teacher.graph.output[0]
     with pytest.raises(ModelError, match="no floating-point output"):
         aim_of(teacher, teacher, Mixture())
@@ -89,6 +89,15 @@ def test_scores_in_front_of_a_softmax() -> None:
         { a = Softmax <axis = 1> (x) y = Flatten (a) }"""
     )
     assert class_scores(model) == "x"
+
+
+def test_classes_that_answer_for_themselves(teacher: Any) -> None:
+    """Sigmoids are no scores of one decision: they are held to the teacher's one by one."""
+    teacher.graph.node[-1].output[0] = "scores"
+    teacher.graph.node.append(onnx.helper.make_node("Sigmoid", ["scores"], ["y"], "last"))
+    assert class_scores(teacher) is None
+    aim, _ = aim_of(teacher, teacher, Mixture())
+    assert aim.scores is None
 
 
 def test_taps_are_where_both_are_alike(teacher: Any) -> None:

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch.nn import functional
 
-from onnxcompress.finetune.operators.call import Call, Operator, UnsupportedError
-from onnxcompress.finetune.operators.windows import windows
+from onnxcompress.finetune.operators.call import Call, Operator
+from onnxcompress.finetune.operators.windows import CONVOLUTIONS, OfRank, of_rank, windows
 
-_CONV: dict[int, Callable[..., torch.Tensor]] = {
-    3: functional.conv1d,
-    4: functional.conv2d,
-    5: functional.conv3d,
-}
-_TRANSPOSED: dict[int, Callable[..., torch.Tensor]] = {
-    3: functional.conv_transpose1d,
-    4: functional.conv_transpose2d,
-    5: functional.conv_transpose3d,
+_TRANSPOSED: OfRank = {
+    1: functional.conv_transpose1d,
+    2: functional.conv_transpose2d,
+    3: functional.conv_transpose3d,
 }
 
 
 def conv(call: Call) -> torch.Tensor:
     """Conv of one to three spatial axes."""
     weight = call.input(1)
-    function = _of_rank(_CONV, weight)
+    function = of_rank(CONVOLUTIONS, weight.dim() - 2)
     found = windows(call, weight.shape[2:])
     x = call.x if found.even else found.padded(call.x)
     return function(
@@ -46,8 +39,8 @@ def conv_transpose(call: Call) -> torch.Tensor:
     and `output_shape` are made good.
     """
     weight = call.input(1)
-    function = _of_rank(_TRANSPOSED, weight)
     rank = weight.dim() - 2
+    function = of_rank(_TRANSPOSED, rank)
     kernel = weight.shape[2:]
     strides = call.get("strides") or [1] * rank
     dilations = call.get("dilations") or [1] * rank
@@ -104,14 +97,6 @@ def einsum(call: Call) -> torch.Tensor:
     """Einsum."""
     operands = [call.input(at) for at in range(len(call.inputs))]
     return torch.einsum(call.get("equation").replace(" ", ""), *operands)
-
-
-def _of_rank(
-    functions: dict[int, Callable[..., torch.Tensor]], weight: torch.Tensor
-) -> Callable[..., torch.Tensor]:
-    if weight.dim() not in functions:
-        raise UnsupportedError(f"a weight with {weight.dim()} axes is not known")
-    return functions[weight.dim()]
 
 
 OPERATORS: dict[str, Operator] = {

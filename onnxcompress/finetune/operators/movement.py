@@ -96,49 +96,6 @@ def _end(end: int, extent: int, step: int) -> int | None:
     return None if step < 0 and end < -extent else end
 
 
-def gather(call: Call) -> torch.Tensor:
-    """Gather along an axis."""
-    axis, indices = call.axis(0), call.input(1).long()
-    extent = call.x.shape[axis]
-    flat = torch.where(indices < 0, indices + extent, indices).reshape(-1).to(call.x.device)
-    taken = call.x.index_select(axis, flat)
-    return taken.reshape([*call.x.shape[:axis], *indices.shape, *call.x.shape[axis + 1 :]])
-
-
-def gather_elements(call: Call) -> torch.Tensor:
-    """GatherElements."""
-    axis, indices = call.axis(0), call.input(1).long()
-    return torch.gather(
-        call.x, axis, torch.where(indices < 0, indices + call.x.shape[axis], indices)
-    )
-
-
-def gather_nd(call: Call) -> torch.Tensor:
-    """GatherND without batch axes."""
-    if call.get("batch_dims", 0):
-        raise UnsupportedError("batch axes are not known")
-    return call.x[tuple(call.input(1).long().unbind(-1))]
-
-
-def scatter_elements(call: Call) -> torch.Tensor:
-    """ScatterElements, overwriting or adding."""
-    if call.get("reduction", "none") not in {"none", "add"}:
-        raise UnsupportedError(f"reduction {call.get('reduction')} is not known")
-    axis, indices = call.axis(0), call.input(1).long()
-    at = torch.where(indices < 0, indices + call.x.shape[axis], indices)
-    if call.get("reduction", "none") == "add":
-        return call.x.scatter_add(axis, at, call.input(2))
-    return call.x.scatter(axis, at, call.input(2))
-
-
-def scatter_nd(call: Call) -> torch.Tensor:
-    """ScatterND, overwriting or adding."""
-    if call.get("reduction", "none") not in {"none", "add"}:
-        raise UnsupportedError(f"reduction {call.get('reduction')} is not known")
-    at = tuple(call.input(1).long().unbind(-1))
-    return call.x.index_put(at, call.input(2), accumulate=call.get("reduction", "none") == "add")
-
-
 def expand(call: Call) -> torch.Tensor:
     """Expand; both sides are broadcast."""
     sizes = np.broadcast_shapes(tuple(call.x.shape), tuple(call.integers(1) or []))
@@ -242,27 +199,9 @@ def eye_like(call: Call) -> torch.Tensor:
     return ones.triu(call.get("k", 0)).tril(call.get("k", 0))
 
 
-def one_hot(call: Call) -> torch.Tensor:
-    """OneHot."""
-    count = int(call.input(1).reshape(-1)[0].item())
-    off, on = call.input(2).unbind()
-    axis = call.get("axis", -1)
-    axis = axis + call.x.dim() + 1 if axis < 0 else axis
-    at = call.x.long().unsqueeze(axis)
-    at = torch.where(at < 0, at + count, at)
-    places = torch.arange(count, device=at.device)
-    places = places.reshape([-1 if a == axis else 1 for a in range(at.dim())])
-    return torch.where(at == places, on, off)
-
-
 def tile(call: Call) -> torch.Tensor:
     """Tile."""
     return call.x.repeat(call.integers(1) or [])
-
-
-def non_zero(call: Call) -> torch.Tensor:
-    """NonZero."""
-    return call.x.nonzero().T
 
 
 OPERATORS: dict[str, Operator] = {
@@ -273,16 +212,9 @@ OPERATORS: dict[str, Operator] = {
     "Expand": expand,
     "EyeLike": eye_like,
     "Flatten": flatten,
-    "Gather": gather,
-    "GatherElements": gather_elements,
-    "GatherND": gather_nd,
-    "NonZero": non_zero,
-    "OneHot": one_hot,
     "Pad": pad,
     "Range": arange,
     "Reshape": reshape,
-    "ScatterElements": scatter_elements,
-    "ScatterND": scatter_nd,
     "Shape": shape,
     "Size": lambda call: torch.tensor(call.x.numel(), dtype=torch.int64),
     "Slice": slices,

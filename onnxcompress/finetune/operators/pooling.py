@@ -9,23 +9,17 @@ import torch
 from torch.nn import functional
 
 from onnxcompress.finetune.operators.call import Call, Operator, UnsupportedError
-from onnxcompress.finetune.operators.windows import Windows, rounded_up, windows
+from onnxcompress.finetune.operators.windows import (
+    CONVOLUTIONS,
+    OfRank,
+    Windows,
+    of_rank,
+    rounded_up,
+    windows,
+)
 
-_MAX: dict[int, Callable[..., torch.Tensor]] = {
-    1: functional.max_pool1d,
-    2: functional.max_pool2d,
-    3: functional.max_pool3d,
-}
-_CONV: dict[int, Callable[..., torch.Tensor]] = {
-    1: functional.conv1d,
-    2: functional.conv2d,
-    3: functional.conv3d,
-}
-_MEAN: dict[int, Callable[..., torch.Tensor]] = {
-    1: functional.avg_pool1d,
-    2: functional.avg_pool2d,
-    3: functional.avg_pool3d,
-}
+_MAX: OfRank = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
+_MEAN: OfRank = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
 
 def max_pool(call: Call) -> torch.Tensor:
@@ -33,7 +27,7 @@ def max_pool(call: Call) -> torch.Tensor:
     if call.outputs > 1:
         raise UnsupportedError("its indices are used")
     kernel = call.get("kernel_shape")
-    function = _of_rank(_MAX, len(kernel))
+    function = of_rank(_MAX, len(kernel))
     found = rounded_up(call, windows(call, kernel))
     least = -math.inf if call.x.is_floating_point() else torch.iinfo(call.x.dtype).min
     x = found.padded(call.x, least)
@@ -49,7 +43,7 @@ def average_pool(call: Call) -> torch.Tensor:
     plain = windows(call, kernel)
     found = rounded_up(call, plain)
     if not any((*found.begins, *found.ends)) and set(found.dilations) == {1}:
-        return _of_rank(_MEAN, len(kernel))(call.x, found.kernel, stride=found.strides)
+        return of_rank(_MEAN, len(kernel))(call.x, found.kernel, stride=found.strides)
     counted = torch.ones((1, 1, *call.x.shape[2:]), dtype=call.x.dtype, device=call.device)
     if call.get("count_include_pad", 0):
         # What `ceil_mode` adds behind the padding never counts.
@@ -68,7 +62,7 @@ def _sums(x: torch.Tensor, found: Windows) -> torch.Tensor:
     """Sums over windows, channel by channel."""
     ones = torch.ones((1, 1, *found.kernel), dtype=x.dtype, device=x.device)
     rows = x.reshape(-1, 1, *x.shape[2:])
-    function = _of_rank(_CONV, len(found.kernel))
+    function = of_rank(CONVOLUTIONS, len(found.kernel))
     y = function(rows, ones, stride=found.strides, dilation=found.dilations)
     return y.reshape(*x.shape[:2], *y.shape[2:])
 
@@ -83,14 +77,6 @@ def lp_pool(call: Call) -> torch.Tensor:
 def global_pool(function: Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor]) -> Operator:
     """A pooling over all spatial axes."""
     return lambda call: function(call.x, tuple(range(2, call.x.dim())))
-
-
-def _of_rank(
-    functions: dict[int, Callable[..., torch.Tensor]], rank: int
-) -> Callable[..., torch.Tensor]:
-    if rank not in functions:
-        raise UnsupportedError(f"windows of {rank} axes are not known")
-    return functions[rank]
 
 
 OPERATORS: dict[str, Operator] = {

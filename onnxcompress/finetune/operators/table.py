@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxcompress.finetune.operators import (
     elementwise,
+    indexing,
     layers,
     movement,
     normalising,
@@ -15,6 +16,7 @@ from onnxcompress.finetune.operators.call import Operator
 
 OPERATORS: dict[str, Operator] = {
     **elementwise.OPERATORS,
+    **indexing.OPERATORS,
     **layers.OPERATORS,
     **movement.OPERATORS,
     **normalising.OPERATORS,

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
 from onnxcompress.finetune.operators.call import Call, UnsupportedError
+
+OfRank = dict[int, Callable[..., torch.Tensor]]
+"""What to call, by the number of spatial axes."""
+CONVOLUTIONS: OfRank = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+
+def of_rank(functions: OfRank, rank: int) -> Callable[..., torch.Tensor]:
+    """The function for so many spatial axes.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    if rank not in functions:
+        raise UnsupportedError(f"{rank} spatial axes are not known")
+    return functions[rank]
 
 
 @dataclass(frozen=True)
