@@ -176,17 +176,22 @@ def class_scores(model: onnx.ModelProto) -> str | None:
     """
     if not is_classifier(declared_answers(model)):
         return None
-    producers = {name: node for node in model.graph.node for name in node.output}
-    output: str = next(
+    output = next(
         o.name for o in model.graph.output if o.type.tensor_type.elem_type in FLOATING_TYPES
     )
-    at = output
-    while at in producers and producers[at].op_type in _SHAPING:
-        at = producers[at].input[0]
-    maker = producers[at].op_type if at in producers else ""
-    if maker in {"LogSoftmax", "Softmax"}:
-        return str(producers[at].input[0])
-    return None if maker in {"HardSigmoid", "Sigmoid"} else output
+    maker = last_maker(model, output)
+    kind = maker.op_type if maker is not None else ""
+    if maker is not None and kind in {"LogSoftmax", "Softmax"}:
+        return str(maker.input[0])
+    return None if kind in {"HardSigmoid", "Sigmoid"} else str(output)
+
+
+def last_maker(model: onnx.ModelProto, tensor: str) -> onnx.NodeProto | None:
+    """The node that computes a tensor's values, whatever shape they are brought into."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    while tensor in producers and producers[tensor].op_type in _SHAPING:
+        tensor = producers[tensor].input[0]
+    return producers.get(tensor)
 
 
 def shared_taps(

@@ -3,8 +3,9 @@
     python tests/benchmarks/interpreter.py DIR [DIR ...] [--most-megabytes 200]
 
 Every .onnx file of the folders (`architectures.py` exports many): relative L2 distance of every
-output on random inputs, two samples, and whether gradients come back finite in all weights. Printed
-is a table; the last line says how many are within 1e-4.
+output on random inputs, two samples, and whether gradients come back finite in all weights. Of a
+Sigmoid its operand is compared: ONNX Runtime has a Sigmoid to six digits behind the point, and
+outputs may be smaller than that. Printed is a table; the last line says how many are within 1e-4.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ import torch
 from onnxcompress.analyse.sizes import random_feeds, representative_sizes
 from onnxcompress.errors import OnnxCompressError
 from onnxcompress.finetune.network import Network
+from onnxcompress.finetune.objective import last_maker
 from onnxcompress.load.source import read_source
 
 BOUND = 1e-4
-SIGMOID = 1e-6
-"""What ONNX Runtime's Sigmoid is good to where it is next to nothing."""
 
 
 def main() -> None:
@@ -60,14 +60,19 @@ def compared(model: onnx.ModelProto) -> tuple[int, float, bool]:
     given = {name: (1, *shape) for name, shape in open_shapes.items()}
     sizes = representative_sizes(model, given, batch=None if given else 2, seen={})
     feeds = random_feeds(model, sizes, seed=0)
+    for output in list(model.graph.output):
+        maker = last_maker(model, output.name)
+        if maker is not None and maker.op_type == "Sigmoid":
+            kind = output.type.tensor_type.elem_type
+            shown = onnx.helper.make_tensor_value_info(maker.input[0], kind, None)
+            output.CopyFrom(shown)
     network = Network(model).eval()
     made = network.answers(feeds)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    distances = [0.0]
+    distances = []
     for output, wanted in zip(session.get_outputs(), session.run(None, feeds), strict=True):
         found = made[output.name].astype(np.float64)
-        if np.abs(found - wanted).max() > SIGMOID:
-            distances.append(float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted)))
+        distances.append(float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted)))
     answers = network(network.given(feeds))
     floating = [value for value in answers.values() if value.is_floating_point()]
     torch.autograd.backward(sum(value.square().mean() for value in floating))

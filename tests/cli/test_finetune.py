@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,10 @@ import pytest
 
 from onnxcompress.embedded import embedded
 
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None,
+    reason="no PyTorch: pip install 'onnxcompress[finetune]'",
+)
 TEACHER = embedded("digits_cnn.onnx")
 
 
@@ -42,11 +49,8 @@ def student(tmp_path: Path) -> Path:
     return tmp_path / "student.onnx"
 
 
+@needs_torch
 class TestFinetune:
-    @pytest.fixture(autouse=True)
-    def _torch(self) -> None:
-        pytest.importorskip("torch", reason="no PyTorch: pip install 'onnxcompress[finetune]'")
-
     def test_a_better_model(
         self, cli: Callable[..., Any], student: Path, digits: list[str], tmp_path: Path
     ) -> None:
@@ -118,6 +122,95 @@ class TestFinetune:
         assert report["remaining"]["macs"] <= 0.3
         assert report["after"]["file_bytes"] == out.stat().st_size
 
+    def test_no_training_where_a_target_is_missed(
+        self, cli: Callable[..., Any], digits: list[str], tmp_path: Path
+    ) -> None:
+        """Other weights would not make the file smaller."""
+        options = ["--pass", "svd:rank=full", "--target", "params=0.1", *digits, "--threads", "1"]
+        outcome = cli("compress", TEACHER, tmp_path / "out.onnx", *options, "--finetune", "2e")
+        assert outcome.code == 1
+        assert "epoch" not in outcome.err
+
+    def test_without_a_target(
+        self, cli: Callable[..., Any], digits: list[str], tmp_path: Path
+    ) -> None:
+        """The plan keeps to the bound by itself; training adds to that."""
+        out = tmp_path / "out.onnx"
+        options = ["--pass", "svd", "--gate", "off", *digits, "--threads", "1"]
+        outcome = cli("compress", TEACHER, out, *options, "--finetune", "2e")
+        assert outcome.code == 0, outcome.err
+        report = json.loads((tmp_path / "out.onnx.report.json").read_text())
+        assert len(report["finetune"]["epochs"]) == 2
+        assert "fine-tun" in outcome.out
+        assert report["drop"]["points"] <= 1
+
+    @pytest.mark.parametrize("precision", ["fp16", "int8"])
+    def test_then_another_precision(
+        self, cli: Callable[..., Any], digits: list[str], tmp_path: Path, precision: str
+    ) -> None:
+        """What is trained is converted, and that is what is judged and written."""
+        out = tmp_path / "out.onnx"
+        options = ["--pass", "prune", "--target", "macs=0.4", *digits, "--threads", "1"]
+        options += ["--max-drop", "5", "--finetune", "6e", "--repair", "off", "--then", precision]
+        outcome = cli("compress", TEACHER, out, *options)
+        assert outcome.code == 0, outcome.err
+        report = json.loads((tmp_path / "out.onnx.report.json").read_text())
+        assert report["finetune"]["improved"]
+        assert report["then"]["precision"] == precision
+        assert report["after"]["file_bytes"] == out.stat().st_size
+        onnx.checker.check_model(onnx.load(out), full_check=True)
+
+    def test_half_precision(
+        self, cli: Callable[..., Any], digits: list[str], tmp_path: Path
+    ) -> None:
+        """Trained in single precision, and written back in half."""
+        half, out = tmp_path / "half.onnx", tmp_path / "out.onnx"
+        options = ["--pass", "prune", "--target", "macs=0.3", "--repair", "off", *digits]
+        options += ["--threads", "1", "--max-drop", "100", "--then", "fp16"]
+        assert cli("compress", TEACHER, half, *options).code == 0
+        options = ["--teacher", TEACHER, *digits, "--for", "3e", "--threads", "1"]
+        outcome = cli("finetune", half, out, *options)
+        assert outcome.code == 0, outcome.err
+        kinds = [[t.data_type for t in onnx.load(p).graph.initializer] for p in (half, out)]
+        assert kinds[0] == kinds[1]
+        assert onnx.TensorProto.FLOAT16 in kinds[1]
+
+    def test_through_pipes(self, student: Path, digits: list[str]) -> None:
+        command = [sys.executable, "-m", "onnxcompress", "finetune", "-", "-", "--for", "1e", "-q"]
+        command += ["--teacher", str(TEACHER), *digits, "--threads", "1", "--rate", "0.001"]
+        done = subprocess.run(command, input=student.read_bytes(), capture_output=True, check=True)
+        onnx.checker.check_model(onnx.load_from_string(done.stdout), full_check=True)
+        assert b"after, teacher" in done.stderr
+
+    def test_killed_inside_of_a_job(
+        self,
+        cli: Callable[..., Any],
+        digits: list[str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """With --run the job goes on behind the last epoch, and ends with the same bytes."""
+        options = ["--pass", "prune", "--target", "macs=0.4", *digits, "--threads", "1"]
+        options += ["--max-drop", "5", "--finetune", "3e", "--repair", "off"]
+        whole, again = tmp_path / "whole.onnx", tmp_path / "again.onnx"
+        assert cli("compress", TEACHER, whole, *options).code == 0
+        options += ["--run", tmp_path / "run"]
+        from onnxcompress.finetune.checkpoint import Checkpoint
+
+        written = Checkpoint.write
+
+        def killed(self: Checkpoint, values: dict[str, Any]) -> None:
+            written(self, values)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoint, "write", killed)
+            assert cli("compress", TEACHER, again, *options).code == 130
+        outcome = cli("compress", TEACHER, again, *options)
+        assert outcome.code == 0, outcome.err
+        assert "going on behind epoch 1" in outcome.err
+        assert again.read_bytes() == whole.read_bytes()
+
 
 def test_without_pytorch(
     cli: Callable[..., Any],
@@ -141,6 +234,7 @@ def test_without_pytorch(
     outcome.refused(2, "needs PyTorch")
 
 
+@needs_torch
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -157,7 +251,6 @@ def test_options_that_make_no_sense(
     options: list[str],
     words: str,
 ) -> None:
-    pytest.importorskip("torch", reason="no PyTorch: pip install 'onnxcompress[finetune]'")
     out = tmp_path / "out.onnx"
     cli("finetune", student, out, "--teacher", TEACHER, *digits, *options).refused(2, words)
 

@@ -15,6 +15,7 @@ from onnxcompress.analyse.sizes import random_feeds, representative_sizes  # noq
 from onnxcompress.embedded import embedded  # noqa: E402
 from onnxcompress.errors import ModelError  # noqa: E402
 from onnxcompress.finetune.network import Network  # noqa: E402
+from onnxcompress.finetune.objective import last_maker  # noqa: E402
 from onnxcompress.finetune.weights import with_weights  # noqa: E402
 from onnxcompress.load.source import read_source  # noqa: E402
 
@@ -45,15 +46,23 @@ def feeds_of(model: onnx.ModelProto, name: str, batch: int | None = None) -> dic
 
 
 def compare(model: onnx.ModelProto, name: str) -> None:
+    """Every output; in front of a Sigmoid, which ONNX Runtime has to six digits behind the point.
+
+    Of 15 networks the farthest is yolox_nano, 1.1e-5 away after 113 convolutions.
+    """
     feeds = feeds_of(model, name)
+    for output in list(model.graph.output):
+        maker = last_maker(model, output.name)
+        if maker is not None and maker.op_type == "Sigmoid":
+            output.CopyFrom(
+                onnx.helper.make_tensor_value_info(maker.input[0], onnx.TensorProto.FLOAT, None)
+            )
     made = Network(model).eval().answers(feeds)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for output, wanted in zip(session.get_outputs(), session.run(None, feeds), strict=True):
         found = made[output.name].astype(np.float64)
         assert made[output.name].dtype == wanted.dtype
-        error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
-        # ONNX Runtime's Sigmoid is only good to 1e-6 where it is next to nothing.
-        assert error < 1e-4 or np.abs(found - wanted).max() < 1e-6, (output.name, error)
+        assert np.linalg.norm(found - wanted) < 2e-5 * np.linalg.norm(wanted), output.name
 
 
 @pytest.mark.shared
@@ -102,7 +111,7 @@ def test_gradients(name: str) -> None:
                 parameter.copy_(begin + way * gradient / norm)
                 sides.append(float(loss()))
             parameter.copy_(begin)
-        assert (sides[0] - sides[1]) / 2e-6 == pytest.approx(float(norm), rel=1e-4), one
+        assert (sides[0] - sides[1]) / 2e-6 == pytest.approx(float(norm), rel=1e-8), one
 
 
 def test_weights_are_written_back() -> None:
