@@ -21,9 +21,9 @@ from onnxcompress.finetune.settings import Settings
 
 _WARM_UP = 0.05
 _CLIP = 5.0
-_SETTLING = 1 / 3
-"""Share of the effort, at its end, in which nothing is normalised by the batch any more: its noise
-would keep weights from where they are going."""
+_SETTLES = 2 / 3
+"""Share of the effort after which nothing is normalised by the batch any more: its noise would keep
+weights from where they are going."""
 _ROUNDS = 2
 """Variations of every sample that epochs are chosen on."""
 Batch = tuple[Values, "torch.Tensor | None"]
@@ -193,7 +193,7 @@ class Training:
                 break
             self._set_rate(spent)
             self.student.train()
-            if spent >= 1 - _SETTLING:
+            if spent >= _SETTLES:
                 self.student.settle()
             self.optimiser.zero_grad()
             taken = list(islice(batches, parts))

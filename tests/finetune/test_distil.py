@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,40 @@ def test_minutes_end_within_an_epoch(
     assert len(found.epochs) == 1
     assert 15 <= found.seconds <= 20
     assert found.improved
+
+
+def test_weights_settle(
+    teacher: Any, forgetful: Any, data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the last third of all steps statistics stay, and normalise."""
+    steps: list[list[np.ndarray]] = []
+    genuine = torch.optim.AdamW.step
+
+    def step(self: Any, *arguments: Any) -> Any:
+        steps.append([norm.mean.numpy().copy() for norm, _, _ in networks[0].inserted])
+        return genuine(self, *arguments)
+
+    networks: list[Network] = []
+    monkeypatch.setattr(Network, "insert", recording(Network.insert, networks))
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    settings = Settings(**SHORT | {"effort": Effort(epochs=3)})
+    distil(forgetful(teacher), teacher, data, settings, Silent())
+    assert len(steps) == 27
+    moved = [
+        any(not np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+        for one, other in pairwise(steps)
+    ]
+    assert moved == [True] * 17 + [False] * 9
+
+
+def recording(genuine: Any, networks: list[Network]) -> Any:
+    """A method that keeps whose it is."""
+
+    def call(self: Network, *arguments: Any) -> None:
+        networks.append(self)
+        genuine(self, *arguments)
+
+    return call
 
 
 def test_constants_that_are_not_finite(teacher: Any, forgetful: Any, data: Any) -> None:
