@@ -11,13 +11,14 @@ from onnxcompress.calibrate.inputs import open_data
 from onnxcompress.config import DEFAULT_MAX_DROP, DEFAULT_MIN_SNR, SAMPLES, Config
 from onnxcompress.load.source import ModelSource, read_source
 from onnxcompress.numerics.blas_threads import one_blas_pool
-from onnxcompress.pipeline import Result, run
+from onnxcompress.pipeline import Result
 from onnxcompress.plan.contract import Pass
 from onnxcompress.plan.recipes import BALANCED, recipe
 from onnxcompress.plan.registry import make_pass, parse_pass
 from onnxcompress.plan.targets import check_targets
 from onnxcompress.progress import Progress
 from onnxcompress.runtime import Execution, default_threads
+from onnxcompress.stages import run_in_stages
 from onnxcompress.study import Study, study
 
 
@@ -52,6 +53,7 @@ def compress(
     samples: int = SAMPLES,
     exclude: Iterable[str] = (),
     finetune: str | None = None,
+    stages: int = 1,
     then: str | None = None,
     plan: str | Path | None = None,
     run_dir: str | Path | None = None,
@@ -88,6 +90,8 @@ def compress(
         finetune: train the result towards the original's answers, without labels, for epochs (`3e`)
             or minutes (`20m`). With targets, accuracy is judged after it only. Needs the extra
             `finetune`.
+        stages: reach the targets in so many steps, each planned, repaired and trained on what the
+            one before left; the effort of training is shared.
         then: fp16 or int8: convert the result by ONNX Runtime's own converters; targets and bounds
             hold for what comes out.
         plan: replay this plan file.
@@ -124,12 +128,13 @@ def compress(
         samples=samples,
         exclude=tuple(exclude),
         finetune=finetune,
+        stages=stages,
         then=then,
         plan=Path(plan) if plan is not None else None,
         run=Path(run_dir) if run_dir is not None else None,
         seed=seed,
     )
-    return run(model, config, progress)
+    return run_in_stages(model, config, progress)
 
 
 @one_blas_pool()

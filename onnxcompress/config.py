@@ -47,6 +47,8 @@ class Config:
         exclude: regular expressions of node names to leave alone.
         finetune: train the result towards the original's answers for so many epochs (`3e`) or
             minutes (`20m`); None trains nothing.
+        stages: reach the targets in so many steps, each planned, repaired and trained on what the
+            one before left.
         then: convert the result to fp16 or int8; None leaves its precision as it is.
         plan: replay this plan file instead of planning.
         run: folder for the journal (plan, latency table).
@@ -70,6 +72,7 @@ class Config:
     samples: int = SAMPLES
     exclude: tuple[str, ...] = ()
     finetune: str | None = None
+    stages: int = 1
     then: str | None = None
     plan: Path | None = None
     run: Path | None = None
@@ -96,6 +99,10 @@ class Config:
             parse_effort(self.finetune)
             if self.data is None:
                 raise UsageError("--finetune trains on the inputs of --data: give some")
+        if self.stages < 1:
+            raise UsageError(f"--stages must be at least 1, not {self.stages}")
+        if self.stages > 1:
+            self._check_stages()
         if self.then == "int8" and self.data is None:
             raise UsageError(NEEDS_INPUTS)
         if self.samples < 1:
@@ -106,6 +113,14 @@ class Config:
         if len(set(names)) != len(names):
             raise UsageError(f"pass '{max(names, key=names.count)}' is given twice")
         check_patterns(self.exclude)
+
+    def _check_stages(self) -> None:
+        if not self.targets:
+            raise UsageError("--stages divides the way to a target: give --target")
+        if self.plan is not None:
+            raise UsageError("--stages plans every stage on what the one before left: no --plan")
+        if self.finetune is not None:
+            parse_effort(self.finetune).share(self.stages)
 
     @property
     def gated(self) -> bool:

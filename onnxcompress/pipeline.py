@@ -12,6 +12,7 @@ from onnxcompress.analyse.sizes import random_feeds
 from onnxcompress.attempt import Attempt, better
 from onnxcompress.config import Config
 from onnxcompress.errors import BoundError
+from onnxcompress.graph.digest import model_digest
 from onnxcompress.load.source import ModelSource
 from onnxcompress.numerics.blas_threads import one_blas_pool
 from onnxcompress.plan.plan import Plan
@@ -53,8 +54,20 @@ class Result:
 
 
 @one_blas_pool()
-def run(source: ModelSource, config: Config, progress: Progress | None = None) -> Result:
-    """The main job.
+def run(
+    source: ModelSource,
+    config: Config,
+    progress: Progress | None = None,
+    *,
+    start: onnx.ModelProto | None = None,
+) -> Result:
+    """The main job, in one stage.
+
+    Args:
+        source: the model, which the result is compared with.
+        config: what was asked.
+        progress: told what happens.
+        start: what rewriting begins with, where an earlier stage has rewritten the model already.
 
     Raises:
         BoundError: no result meets the bounds, or nothing could be gained; the attribute
@@ -63,7 +76,7 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
     """
     clock = Timekeeper(progress or Silent())
     progress = clock
-    prepared = prepare(source, config, progress)
+    prepared = prepare(source, config, progress, start=start)
     retraining = Retraining(prepared, progress) if config.finetune is not None else None
     planner = Planner(prepared, progress)
     metric = verdict_metric(prepared)
@@ -95,6 +108,7 @@ def run(source: ModelSource, config: Config, progress: Progress | None = None) -
     plan, verdict = kept.plan, kept.verdict
     report = build_report(
         source=prepared.source,
+        digest=model_digest(prepared.reference.model),
         notes=prepared.canonical.notes,
         facts=prepared.facts,
         inputs=prepared.inputs,
@@ -132,7 +146,8 @@ def _attempt(
     config = prepared.config
     progress.stage("plan")
     plan = planner.plan()
-    demand_gain(plan)
+    if not prepared.begun:
+        demand_gain(plan)
     progress.stage("rewrite")
     rewritten = prove(
         rewrite(prepared.facts.model, plan.chosen, planner.passes, memo=planner.memo),
@@ -145,7 +160,8 @@ def _attempt(
         ),
     )
     plan = with_rolled_back(plan, rewritten)
-    demand_gain(plan)
+    if not prepared.begun:
+        demand_gain(plan)
     only_stored = bool(plan.chosen) and all(candidate.stored for candidate in plan.chosen)
     if only_stored and not plan.first and not bounds.targets:
         # A file that holds programs already may grow when all of them are found anew.
@@ -169,7 +185,7 @@ def _attempt(
     progress.stage("verify latency")
     verdict = verify(
         prepared.source.model,
-        prepared.original,
+        prepared.reference,
         result,
         accuracy,
         bounds,

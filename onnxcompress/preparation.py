@@ -39,9 +39,10 @@ class Prepared:
 
     Attributes:
         source: the model as it was given.
-        canonical: its canonical form.
+        canonical: its canonical form, or that of what an earlier stage left of it.
         inputs: calibration inputs and those of the verdict.
-        original: facts about the canonical model.
+        reference: facts about the canonical form of the model as it was given.
+        original: facts about the canonical model that rewriting begins with.
         groundwork: the exact rewrites that were made of it.
         facts: facts about the model that these left, with statistics of the calibration inputs.
         passes: the passes of the job, or of the plan that is replayed.
@@ -53,6 +54,7 @@ class Prepared:
     source: Source
     canonical: Canonical
     inputs: Inputs
+    reference: Facts
     original: Facts
     groundwork: Groundwork
     facts: Facts
@@ -61,12 +63,18 @@ class Prepared:
     config: Config
     journal: Journal
 
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier stage has rewritten the model already."""
+        return self.original is not self.reference
+
 
 def prepare(
     source: ModelSource,
     config: Config,
     progress: Progress,
     *,
+    start: onnx.ModelProto | None = None,
     open_journal: Callable[[Path | None, str], Journal] = Journal,
 ) -> Prepared:
     """Load the model and the data, analyse, and carry out exact rewrites.
@@ -75,6 +83,7 @@ def prepare(
         source: the model.
         config: of the job.
         progress: told what happens.
+        start: what rewriting begins with, where an earlier stage has rewritten the model already.
         open_journal: opens what a run before has found, given its folder and everything that
             findings depend on; may refuse to.
     """
@@ -101,6 +110,9 @@ def prepare(
     )
     feeds = random_feeds(given.model, sizes, seed=config.seed)
     canonical = trusted(given.model, canonical, feeds, config.execution)
+    reference = canonical
+    if start is not None:
+        canonical = trusted(start, canonicalise(start), feeds, config.execution)
     replay: Plan | None = None
     passes: Sequence[Pass[Any]] = config.passes
     if config.plan is not None:
@@ -108,6 +120,7 @@ def prepare(
     progress.stage("analyse")
     names = [node.name for node in canonical.model.graph.node]
     original = analyse(canonical.model, sizes, excluded=config.excluded(names))
+    given_facts = original if start is None else analyse(reference.model, sizes)
     for note in canonical.notes:
         progress.note(note)
     samples = proof_feeds(original, inputs, config)
@@ -135,6 +148,7 @@ def prepare(
         given,
         canonical,
         inputs,
+        given_facts,
         original,
         groundwork,
         facts,

@@ -89,12 +89,14 @@ class Remainder:
                 "latency of the original",
                 lambda: float(np.median(self._timed([original.model])[0])),
             )
-        return Baseline(self._prepared.original.total(), original.file_bytes, latency)
+        return Baseline(self._prepared.reference.total(), original.file_bytes, latency)
 
     @cached_property
     def head_start(self) -> dict[str, float]:
         """How much more than the original the network costs that candidates are weighed on."""
-        if not self._prepared.groundwork.rounds and self._conversion is None:
+        prepared = self._prepared
+        changed = prepared.groundwork.rounds or prepared.begun
+        if not changed and self._conversion is None:
             return {}
         figures = self._prepared.journal.recall(
             f"figures {self._epoch} of the groundwork",

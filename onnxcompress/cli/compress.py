@@ -84,6 +84,14 @@ from onnxcompress.plan.targets import PRECISIONS
     "needed. With targets, accuracy is judged after it only.",
 )
 @click.option(
+    "--stages",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Reach the targets in so many steps, each planned, repaired and trained on what the one "
+    "before left; --finetune is shared.",
+)
+@click.option(
     "--then",
     type=click.Choice(PRECISIONS),
     help="Convert the result by ONNX Runtime's own converters; targets and bounds hold for what "
@@ -109,9 +117,10 @@ def compress_command(**values: Any) -> None:
     """
     # Imported here so that --help and usage errors do not wait for the engine.
     from onnxcompress.cli.destinations import Destinations
-    from onnxcompress.errors import BoundError
-    from onnxcompress.pipeline import plan_only, run
+    from onnxcompress.errors import BoundError, UsageError
+    from onnxcompress.pipeline import plan_only
     from onnxcompress.report import write
+    from onnxcompress.stages import run_in_stages
 
     places = Destinations.of(
         values["source"],
@@ -122,6 +131,8 @@ def compress_command(**values: Any) -> None:
     )
     places.check(force=values["force"])
     config = make_config(values)
+    if places.plan is not None and config.stages > 1:
+        raise UsageError("--stages makes no single plan: leave out --dry-run")
     model = shared.model_source(values["source"])
     if config.run is not None:
         write.make_folder(config.run)
@@ -133,7 +144,7 @@ def compress_command(**values: Any) -> None:
             errors.print(f"plan with {count} rewrites written to {places.plan}", markup=False)
             return
         try:
-            result = run(model, config, progress)
+            result = run_in_stages(model, config, progress)
         except BoundError as error:
             if error.report is not None and places.report is not None:
                 write.write_json(error.report, places.report)
@@ -141,7 +152,7 @@ def compress_command(**values: Any) -> None:
     jobs = []
     if places.report is not None:
         jobs.append(write.json_job(result.report, places.report))
-    if config.run is not None:
+    if config.run is not None and config.stages == 1:
         jobs.append(write.json_job(result.plan.to_dict(), config.run / "plan.json"))
     if places.model is not None:
         jobs += write.model_jobs(result.model, places.model, external_data=values["external_data"])
@@ -194,6 +205,7 @@ def make_config(values: dict[str, Any]) -> Any:
         samples=values["samples"],
         exclude=tuple(values["exclude"]),
         finetune=values["finetune"],
+        stages=values["stages"],
         then=values["then"],
         plan=Path(values["plan_file"]) if values["plan_file"] else None,
         run=Path(values["run_dir"]) if values["run_dir"] else None,

@@ -117,12 +117,22 @@ def _sortable(value: Any) -> float:
 
 
 def _changed(report: Mapping[str, Any], console: Console) -> None:
+    for number, stage in enumerate(report.get("stages", ()), 1):
+        console.print(Text(f"stage {number}: {stage_line(stage)}"))
     rows = report["layers"]
     done = [row for row in rows if row["pass"]]
     exact = f"{len(report['exact'])} exact rewrites; " if report["exact"] else ""
     console.print(
         f"{exact}{len(done)} of {len(rows)} layers rewritten; the report says why the rest stay"
     )
+
+
+def stage_line(stage: Mapping[str, Any]) -> str:
+    """What an earlier stage of a job came to, in a line."""
+    kinds = stage["plan"]["targets"]
+    left = ", ".join(f"{kind} {stage['remaining'][kind]:.3f}" for kind in kinds)
+    done = sum(bool(row["pass"]) for row in stage["layers"])
+    return f"{left}, {done} layers rewritten; {stage['accuracy']['words']}"
 
 
 def layers(rows: Sequence[Mapping[str, Any]], console: Console) -> None:

@@ -23,6 +23,19 @@ class Effort:
     epochs: int | None = None
     minutes: float | None = None
 
+    def share(self, count: int) -> str:
+        """An equal share as text.
+
+        Raises:
+            UsageError: there are not as many epochs.
+        """
+        if self.minutes is not None:
+            return f"{self.minutes / count:.9f}m"
+        each = (self.epochs or 0) // count
+        if not each:
+            raise UsageError(f"{self.epochs} epochs cannot be shared by {count} stages")
+        return f"{each}e"
+
 
 def parse_effort(text: str) -> Effort:
     """`3e` is three epochs, `20m` twenty minutes.

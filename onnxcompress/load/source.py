@@ -13,8 +13,6 @@ from google.protobuf.message import DecodeError
 from onnxcompress.errors import ModelError
 from onnxcompress.load.external import load_contained
 
-ModelSource: TypeAlias = str | Path | bytes | BinaryIO | onnx.ModelProto | gs.Graph
-
 
 @dataclass(frozen=True)
 class Source:
@@ -31,6 +29,9 @@ class Source:
     file_bytes: int
 
 
+ModelSource: TypeAlias = str | Path | bytes | BinaryIO | onnx.ModelProto | gs.Graph | Source
+
+
 def read_source(source: ModelSource) -> Source:
     """Read a model without trusting it.
 
@@ -38,6 +39,8 @@ def read_source(source: ModelSource) -> Source:
         ModelError: missing or unreadable file, not an ONNX model, or external data that is
             missing, too short, or outside the model's folder.
     """
+    if isinstance(source, Source):
+        return source
     if isinstance(source, (onnx.ModelProto, gs.Graph)):
         graph = isinstance(source, gs.Graph)
         model = gs.export_onnx(source) if graph else source

@@ -35,6 +35,7 @@ VERSION = 1
 def build_report(
     *,
     source: Source,
+    digest: str,
     notes: tuple[str, ...],
     facts: Facts,
     inputs: Inputs,
@@ -61,7 +62,7 @@ def build_report(
         "failures": list(verdict.failures),
         "model": {
             "name": source.label,
-            "digest": plan.model_digest,
+            "digest": digest,
             "sizes": {name: list(size) for name, size in facts.sizes.items()},
             "opsets": {o.domain or "ai.onnx": o.version for o in source.model.opset_import},
             "canonical_form": list(notes),
