@@ -38,8 +38,15 @@ from onnxcompress.cli.console import errors, output
     "--picture",
     type=click.Path(path_type=Path),
     metavar="FILE.png",
-    help="With --programs: draw kernels with their programs, and curves of the other layers.",
+    help="With --programs: draw kernels with their programs, curves of the other layers and, with "
+    "--data, trees of filters.",
 )
+@click.option(
+    "--data",
+    metavar="SPEC",
+    help="With --programs: inputs by whose responses the filters of every layer are compared.",
+)
+@shared.preprocess_option
 @shared.size_options
 @shared.json_option
 def inspect_command(
@@ -48,6 +55,8 @@ def inspect_command(
     plan_file: Path | None,
     programs: bool,
     picture: Path | None,
+    data: str | None,
+    preprocess: str | None,
     shapes: tuple[str, ...],
     batch: int | None,
     as_json: bool,
@@ -59,7 +68,8 @@ def inspect_command(
     convolutions as programs. Nothing is written but the --picture.
     """
     from onnxcompress.analyse.facts import analyse
-    from onnxcompress.analyse.sizes import parse_shape, representative_sizes
+    from onnxcompress.analyse.sizes import input_specs, parse_shape, representative_sizes
+    from onnxcompress.calibrate.inputs import open_data
     from onnxcompress.cli.inspect_plan import plan_summary, show_plan
     from onnxcompress.cli.inspect_programs import programs_summary, show_programs
     from onnxcompress.cli.tables import layers, number, octets
@@ -73,6 +83,8 @@ def inspect_command(
         raise UsageError("--plan says which passes take part: leave out --pass")
     if picture is not None and not programs:
         raise UsageError("--picture goes with --programs")
+    if data is not None and not programs:
+        raise UsageError("--data goes with --programs")
     if programs and (plan_file is not None or passes):
         raise UsageError("--programs goes without --plan and --pass")
     chosen = tuple(parse_pass(text) for text in passes) or tuple(make_pass(n) for n in registered())
@@ -90,7 +102,10 @@ def inspect_command(
             show_plan(summary, output)
         return
     if programs:
-        found = programs_summary(given.model, facts, picture)
+        samples = None
+        if data is not None:
+            samples = open_data(data, input_specs(given.model), preprocess, "--data")
+        found = programs_summary(given.model, facts, picture, samples)
         if as_json:
             click.echo(json.dumps({"model": given.label, "layers": found}, indent=2))
         else:

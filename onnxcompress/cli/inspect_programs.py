@@ -12,21 +12,27 @@ from rich.table import Table
 from rich.text import Text
 
 _SHOWN = 3
+_RESPONSES = 32
+"""Inputs whose responses are compared."""
 
 
-def programs_summary(model: Any, facts: Any, picture: Path | None) -> list[dict[str, Any]]:
+def programs_summary(
+    model: Any, facts: Any, picture: Path | None, data: Any = None
+) -> list[dict[str, Any]]:
     """Layer by layer, as plain values.
 
     Args:
         model: the model as it was given, with its functions.
         facts: about its canonical form, where functions are inlined.
         picture: where kernels and curves are drawn; None draws nothing.
+        data: inputs that filters are compared on by their responses; None compares none.
 
     Raises:
         UsageError: there is nothing to draw, or nothing to draw with.
     """
     from onnxcompress.analyse.facts import Unsupported
     from onnxcompress.kernels.compressibility import ERRORS, compressibility
+    from onnxcompress.kernels.dendrograms import DISTANCES
     from onnxcompress.kernels.pictures import picture as drawn
     from onnxcompress.kernels.reading import written_layers
     from onnxcompress.kernels.search import vocabulary
@@ -34,6 +40,7 @@ def programs_summary(model: Any, facts: Any, picture: Path | None) -> list[dict[
     from onnxcompress.report.write import commit
 
     found: list[dict[str, Any]] = []
+    trees = filter_trees(facts, data) if data is not None else {}
     layers, curves = list(written_layers(model)), {}
     for layer in layers:
         words = [written(program) for program in layer.programs]
@@ -63,29 +70,72 @@ def programs_summary(model: Any, facts: Any, picture: Path | None) -> list[dict[
                 "shares": measured.shares,
             }
         )
+    for row in found:
+        if row["node"] in trees:
+            tree = trees[row["node"]]
+            row["filters_left"] = {str(d): tree.left(d) for d in DISTANCES}
     if picture is not None:
-        octets = drawn(layers, curves)
+        octets = drawn(layers, curves, list(trees.values()))
         commit([(picture, lambda file: file.write(octets))])
     return found
+
+
+def filter_trees(facts: Any, data: Any) -> dict[str, Any]:
+    """By layer, the tree of its filters by their responses."""
+    from onnxcompress.analyse.facts import Unsupported
+    from onnxcompress.calibrate.activations import CollectedActivations
+    from onnxcompress.kernels.dendrograms import filter_tree
+    from onnxcompress.runtime import Execution, default_threads
+
+    layers = [
+        conv
+        for conv in facts.convs()
+        if not isinstance(conv, Unsupported) and len(conv.kernel) == 2 and conv.out_channels > 1
+        if set(conv.kernel) in ({3}, {5})
+    ]
+    execution = Execution(threads=default_threads())
+    collect = CollectedActivations(facts.model, facts.shapes(), data, execution, seed=0)
+    responses = collect.values([conv.output for conv in layers], _RESPONSES)
+    return {
+        conv.node: filter_tree(conv.node, facts.view.array64(conv.weight), responses[conv.output])
+        for conv in layers
+    }
 
 
 def show_programs(rows: list[dict[str, Any]], console: Console) -> None:
     """The same as a table that a person reads."""
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("layer", "kernels", "description at error 1 / 5 / 10 %", "programs"):
+    compared = any("filters_left" in row for row in rows)
+    headings = ["layer", "kernels", "description at error 1 / 5 / 10 %", "programs"]
+    if compared:
+        headings.append("filters left at 1 - SSIM of 0.3 / 0.6 / 0.9")
+    for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
         shape = "x".join(map(str, row["shape"]))
         if "programs" in row:
-            table.add_row(Text(row["node"]), shape, "written", Text(_most(row)))
+            table.add_row(
+                Text(row["node"]),
+                shape,
+                "written",
+                Text(_most(row)),
+                *(_left(row) if compared else ()),
+            )
             continue
         lengths = " / ".join(f"{100 * part:.0f} %" for part in row["length"].values())
         shares = list(row["shares"].items())[:_SHOWN]
         words = ", ".join(f"{100 * share:.0f} % {kind}" for kind, share in shares)
-        table.add_row(Text(row["node"]), shape, lengths, Text(words))
+        table.add_row(
+            Text(row["node"]), shape, lengths, Text(words), *(_left(row) if compared else ())
+        )
     console.print(table)
     if not rows:
         console.print("no 3x3 or 5x5 kernels here")
+
+
+def _left(row: dict[str, Any]) -> list[str]:
+    """How many filters are left, where they were compared."""
+    return [" / ".join(map(str, row.get("filters_left", {}).values()))]
 
 
 def _most(row: dict[str, Any]) -> str:

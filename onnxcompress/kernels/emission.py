@@ -19,8 +19,11 @@ from onnxcompress.kernels.induction import LayerPrograms
 
 DOMAIN = "onnxcompress.dsl"
 SHARED_KERNELS = "SharedKernels"
-FIRST_OPSET = 16
-"""Programs are added up by ScatterND, which can add since this version."""
+FIRST_OPSET = 11
+"""Kernels are put into their places by ScatterND, which is there since this version."""
+
+_ADDING_OPSET = 16
+"""Since this one it adds to what is there."""
 
 
 def shared_kernels(opset: int, dtype: np.dtype[np.generic]) -> onnx.FunctionProto:
@@ -181,7 +184,7 @@ def _function(kind: str, size: int, dtype: np.dtype[np.generic], opset: int) -> 
         nodes.append(onnx.helper.make_node("MatMul", ["values", "table"], ["kernels"]))
     nodes += [
         onnx.helper.make_node("Cast", ["place"], ["at"], to=onnx.TensorProto.INT64),
-        onnx.helper.make_node("ScatterND", ["bank", "at", "kernels"], ["added"], reduction="add"),
+        *_added(opset),
     ]
     function = onnx.helper.make_function(
         DOMAIN,
@@ -193,6 +196,18 @@ def _function(kind: str, size: int, dtype: np.dtype[np.generic], opset: int) -> 
         doc_string=f"Kernels of kind '{kind}', added to those that are there.",
     )
     return for_halves(function) if narrow else function
+
+
+def _added(opset: int) -> list[onnx.NodeProto]:
+    """The bank and the kernels in their places, no place twice."""
+    if opset >= _ADDING_OPSET:
+        inputs = ["bank", "at", "kernels"]
+        return [onnx.helper.make_node("ScatterND", inputs, ["added"], reduction="add")]
+    return [
+        onnx.helper.make_node("Sub", ["bank", "bank"], ["nothing"]),
+        onnx.helper.make_node("ScatterND", ["nothing", "at", "kernels"], ["spread"]),
+        onnx.helper.make_node("Add", ["bank", "spread"], ["added"]),
+    ]
 
 
 def _name(kind: str, size: int, dtype: np.dtype[np.generic]) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from onnxcompress.errors import UsageError
 from onnxcompress.kernels.compressibility import Compressibility
+from onnxcompress.kernels.dendrograms import FilterTree, draw_tree
 from onnxcompress.kernels.language import Entry, Program, Scale
 from onnxcompress.kernels.reading import WrittenLayer
 from onnxcompress.kernels.semantics import evaluate
@@ -47,28 +48,35 @@ def shown(layer: WrittenLayer) -> list[tuple[Array, str]]:
     return [(kernels[program], _short(program)) for program in order[:SHOWN]]
 
 
-def picture(layers: Sequence[WrittenLayer], curves: Mapping[str, Compressibility]) -> bytes:
-    """A PNG: a row of kernels for every layer that is written as programs, and a panel of curves.
+def picture(
+    layers: Sequence[WrittenLayer],
+    curves: Mapping[str, Compressibility],
+    trees: Sequence[FilterTree] = (),
+) -> bytes:
+    """A PNG: kernels of every layer that is written as programs, trees of filters, and curves.
 
     Args:
         layers: whose kernels are programs.
         curves: of other layers, by name: description length against error.
+        trees: of filters, layer by layer.
 
     Raises:
         UsageError: there is nothing to draw, or Matplotlib is not installed.
     """
-    if not layers and not curves:
+    if not layers and not curves and not trees:
         raise UsageError("there are no 3x3 or 5x5 kernels to draw")
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError("pictures take Matplotlib: pip install 'onnxcompress[plots]'") from error
-    heights = [1.3] * len(layers) + [3.6] * bool(curves)
+    heights = [1.3] * len(layers) + [2.4] * len(trees) + [3.6] * bool(curves)
     figure = Figure(figsize=(1.25 * SHOWN, sum(heights) + 0.3), layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, layer in zip(parts, layers, strict=False):
         _row(part, layer)
+    for part, tree in zip(parts[len(layers) :], trees, strict=False):
+        draw_tree(part, tree)
     if curves:
         _curves(parts[-1].subplots(), curves)
     octets = io.BytesIO()

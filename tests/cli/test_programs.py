@@ -83,3 +83,18 @@ def test_compressibility_of_a_model_without_programs(cli: Callable[..., Any], mo
 
 def test_programs_go_alone(refuse: Callable[..., Any], model: Path) -> None:
     refuse(2, "inspect", model, "--programs", "--pass", "svd", words=["--programs"])
+
+
+def test_filters_compared_by_their_responses(
+    cli: Callable[..., Any], model: Path, samples: Path
+) -> None:
+    shown = json.loads(cli("inspect", model, "--programs", "--data", samples, "--json").out)
+    for row in shown["layers"]:
+        left = [row["filters_left"][distance] for distance in ("0.3", "0.6", "0.9")]
+        assert row["shape"][0] >= left[0] >= left[1] >= left[2] >= 1
+    assert "filters left" in cli("inspect", model, "--programs", "--data", samples).out
+    picture = model.with_name("trees.png")
+    options = ("--programs", "--data", samples, "--picture", picture)
+    assert cli("inspect", model, *options).code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    cli("inspect", model, "--data", samples).refused(2, "--data goes with --programs")

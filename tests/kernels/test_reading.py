@@ -29,7 +29,10 @@ def layer(seed: int = 0, size: int = 3) -> np.ndarray:
 
 
 def conv_of(
-    nodes: list[onnx.NodeProto], functions: list[onnx.FunctionProto], **constants: object
+    nodes: list[onnx.NodeProto],
+    functions: list[onnx.FunctionProto],
+    opset: int = 17,
+    **constants: object,
 ) -> onnx.ModelProto:
     nodes = [*nodes, onnx.helper.make_node("Conv", ["x", "w"], ["y"], "conv")]
     value = onnx.helper.make_tensor_value_info
@@ -40,19 +43,19 @@ def conv_of(
         [value("y", 1, ["N", 6, None, None]), value("w", 1, [6, 4, None, None])],
         [onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()],
     )
-    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid(DOMAIN, 1)]
+    opsets = [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid(DOMAIN, 1)]
     unique = {function.name: function for function in functions}
     return onnx.helper.make_model(
         graph, opset_imports=opsets, functions=list(unique.values()), ir_version=8
     )
 
 
-def written(programs: LayerPrograms, size: int) -> onnx.ModelProto:
+def written(programs: LayerPrograms, size: int, opset: int = 17) -> onnx.ModelProto:
     zero = onnx.numpy_helper.from_array(np.zeros(1, np.float32))
     nodes = [onnx.helper.make_node("ConstantOfShape", ["extent"], ["bank"], value=zero)]
     constants: dict[str, object] = {"extent": np.array([6, 4, size * size])}
     last, functions = "bank", []
-    for number, call in enumerate(program_calls(programs, np.dtype(np.float32), 17)):
+    for number, call in enumerate(program_calls(programs, np.dtype(np.float32), opset)):
         names = [f"c{number}_{operand}" for operand in call.function.input[1:]]
         constants |= {
             name: call.operands[operand]
@@ -66,7 +69,7 @@ def written(programs: LayerPrograms, size: int) -> onnx.ModelProto:
         last = f"bank{number}"
         functions.append(call.function)
     nodes.append(onnx.helper.make_node("Reshape", [last, "shape"], ["w"]))
-    return conv_of(nodes, functions, **constants, shape=np.array([6, 4, size, size]))
+    return conv_of(nodes, functions, opset, **constants, shape=np.array([6, 4, size, size]))
 
 
 def made(model: onnx.ModelProto) -> np.ndarray:
@@ -76,10 +79,11 @@ def made(model: onnx.ModelProto) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [3, 5])
 @pytest.mark.parametrize("price", [1e-6, 1e-5, 1e-4])
-def test_programs_are_what_onnxruntime_makes(size: int, price: float) -> None:
+@pytest.mark.parametrize("opset", [11, 15, 17])
+def test_programs_are_what_onnxruntime_makes(size: int, price: float, opset: int) -> None:
     weight = layer(size=size)
     programs = induce(weight, vocabulary(size, 2), price)
-    model = written(programs, size)
+    model = written(programs, size, opset)
     onnx.checker.check_model(model, full_check=True)
     weights = made(model)
     expected = programs.weights.reshape(6, 4, size, size)

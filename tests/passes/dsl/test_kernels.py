@@ -113,6 +113,28 @@ def test_onnxruntime_is_left_with_the_layer_alone(
     assert optimised(result, tmp_path) == optimised(model, tmp_path)
 
 
+def test_programs_in_an_older_model(pruning: Any, seen: See, tmp_path: Path) -> None:
+    """Below opset 16 ScatterND cannot add; what is written computes the same and folds as well."""
+    model = pruning.graph("residual")
+    older = onnx.ModelProto()
+    older.CopyFrom(model)
+    older.opset_import[0].version = 13
+    spec = {"source": "predefined", "price": 0.3}
+    one, other = (rewritten(each, seen, **spec) for each in (model, older))
+    np.testing.assert_array_equal(run(one, inputs()), run(other, inputs()))
+    assert other.functions
+    assert optimised(other, tmp_path) == optimised(model, tmp_path)
+
+
+def test_no_programs_in_a_model_too_old(pruning: Any, seen: See) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(pruning.graph("residual"))
+    model.opset_import[0].version = 10
+    found = list(Dsl(shared="kernels", source="predefined").sites(seen(model)))
+    reasons = [f.reason for f in found if isinstance(f, Refusal)]
+    assert any("opset 10: programs are written with operators of opset 11" in r for r in reasons)
+
+
 def test_weights_are_entries_times_scales(pruning: Any, seen: See) -> None:
     result = rewritten(pruning.graph("residual"), seen, count="4")
     view = GraphView(result)
