@@ -32,6 +32,7 @@ from onnxcompress.plan.search import (
     Choice,
     Damages,
     Prediction,
+    Sites,
     by_rule,
     within_bound,
     within_budget,
@@ -223,13 +224,14 @@ class Planner:
             if self._plans_by_data():
                 self._progress.stage("probe layers")
                 self._damages = self._prepared.journal.recall(
-                    "probes",
-                    lambda: expected_errors(
-                        options.sites, self._trial, progress=self._progress.step
-                    ),
+                    "probes", lambda: self._probed(options.sites)
                 )
                 self._progress.stage("plan")
         return self._damages
+
+    def _probed(self, sites: Sites) -> list[list[float]]:
+        with self._trial.probing() as probe:
+            return expected_errors(sites, probe, progress=self._progress.step)
 
     def _plans_by_data(self) -> bool:
         return self._inputs.calibration is not None

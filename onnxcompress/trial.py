@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ from onnxcompress.graph.infer import with_value_info
 from onnxcompress.graph.memo import Memo
 from onnxcompress.journal import Journal, choice_name
 from onnxcompress.plan.contract import Candidate, Pass
+from onnxcompress.plan.probes import Probe
 from onnxcompress.plan.search import Outcome
 from onnxcompress.rewrite.manager import rewrite
 from onnxcompress.rewrite.mender import Mender
@@ -79,42 +82,61 @@ class CalibrationTrial:
     mender: Mender
     journal: Journal
 
-    def __call__(self, chosen: tuple[Candidate[Any], ...], *, probe: bool = False) -> Outcome:
-        """Try a choice; a probe uses fewer inputs and judges nothing.
+    def __call__(self, chosen: tuple[Candidate[Any], ...]) -> Outcome:
+        """Try a choice.
 
         Raises:
             UsageError: there is no calibration data.
             PassError: a rewrite fails.
         """
-        if probe:
-            return self._outcome(chosen, probe=True)
         found = self.journal.recall(
-            f"trial {choice_name(chosen)}",
-            lambda: dataclasses.astuple(self._outcome(chosen, probe=False)),
+            f"trial {choice_name(chosen)}", lambda: dataclasses.astuple(self._outcome(chosen))
         )
         return Outcome(*found)
 
-    def _outcome(self, chosen: tuple[Candidate[Any], ...], *, probe: bool) -> Outcome:
-        look = _PROBE if probe else _TRIAL
-        data = self._samples(look)
+    @contextmanager
+    def probing(self) -> Iterator[Probe]:
+        """A call that tries a candidate by itself, on fewer inputs, and does not judge.
+
+        Outputs are worked out in a thread of their own, while the next candidate is carried out.
+
+        Raises:
+            UsageError: there is no calibration data.
+            PassError: a rewrite fails.
+        """
+        self._original(_PROBE)
+        with ThreadPoolExecutor(1) as beside:
+
+            def probe(candidate: Candidate[Any]) -> Callable[[], float]:
+                changed = rewrite(
+                    self.model, (candidate,), self.passes, strict=True, memo=self.memo, brief=True
+                )
+                return beside.submit(self._probed, changed.model).result
+
+            yield probe
+
+    def _probed(self, model: onnx.ModelProto) -> float:
+        # An output that was silent on these inputs gives infinity, which no solver takes.
+        return float(min(self.error(model, _PROBE), _WORST))
+
+    def _outcome(self, chosen: tuple[Candidate[Any], ...]) -> Outcome:
+        data = self._samples(_TRIAL)
         model = rewrite(self.model, chosen, self.passes, strict=True, memo=self.memo).model
-        if not probe:
-            repaired = self.mender(model, chosen, briefly=True)
-            model = repaired.model if repaired is not None else model
+        repaired = self.mender(model, chosen, briefly=True)
+        model = repaired.model if repaired is not None else model
         comparison = compare(
-            self._original(look),
+            self._original(_TRIAL),
             model,
             data,
-            parse_metric("agreement") if probe else self._metric(data),
+            self._metric(data),
             self.config.execution,
             seed=self.config.seed,
         )
         judgement = comparison.passes(
             self.config.max_drop * _CAUTION,
             min_snr=self.config.min_snr - 10.0 * np.log10(_CAUTION),
-            confidence=None if probe else self.config.confidence,
+            confidence=self.config.confidence,
         )
-        # An output that was silent on these inputs gives infinity, which no solver takes.
         return Outcome(bool(judgement.ok), float(min(comparison.error, _WORST)), judgement.reason)
 
     def step(self, gone: tuple[Candidate[Any], ...]) -> RepairedStep:

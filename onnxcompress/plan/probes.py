@@ -8,19 +8,26 @@ candidates are probed as well, and errors between two probes follow a power of t
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from onnxcompress.plan.contract import Candidate
-from onnxcompress.plan.search import Sites, Trial
+from onnxcompress.plan.search import Sites
 
 _LOST = 0.1
 """Relative squared error up to which outputs answer about in proportion."""
 
+_BEGUN = 2
+"""Probes that are under way at once: one is carried out while the outputs of another are seen."""
+
 _LEAST = 1e-12
 """Below this an error is rounding, and has no logarithm worth anything."""
+
+Probe: TypeAlias = Callable[[Candidate[Any]], Callable[[], float]]
+"""Begins to carry a candidate out; what it returns waits for the outputs' error."""
 
 
 def predicted(sites: Sites) -> list[list[float]]:
@@ -29,35 +36,38 @@ def predicted(sites: Sites) -> list[list[float]]:
 
 
 def expected_errors(
-    sites: Sites, trial: Trial, *, progress: Callable[[int, int], None] | None = None
+    sites: Sites, probe: Probe, *, progress: Callable[[int, int], None] | None = None
 ) -> list[list[float]]:
     """Relative squared error of the outputs that every candidate is expected to cause, by itself.
 
     Args:
         sites: candidates per site.
-        trial: carries a probe out and measures the outputs.
+        probe: carries a candidate out by itself and measures the outputs.
         progress: told how many sites are done.
     """
-    found = []
-    for number, offers in enumerate(sites):
-        damages = [candidate.damage for candidate in offers]
-        lossy = [candidate for candidate in offers if candidate.damage > 0]
-        found.append(_along(damages, _probed(lossy, trial)) if lossy else damages)
+    ladders = [[candidate for candidate in offers if candidate.damage > 0] for offers in sites]
+    points: list[list[tuple[float, float]]] = [[] for _ in sites]
+    waiting = deque((site, len(ladder) // 2) for site, ladder in enumerate(ladders) if ladder)
+    begun: deque[tuple[int, int, Callable[[], float]]] = deque()
+    done = len(sites) - len(waiting)
+    while waiting or begun:
+        while waiting and len(begun) < _BEGUN:
+            site, at = waiting.popleft()
+            begun.append((site, at, probe(ladders[site][at])))
+        site, at, answer = begun.popleft()
+        error = answer()
+        points[site].append((ladders[site][at].damage, error))
+        if error > _LOST and at > 0:
+            waiting.appendleft((site, at // 2))
+            continue
+        done += 1
         if progress is not None:
-            progress(number + 1, len(sites))
+            progress(done, len(sites))
+    found = []
+    for offers, known in zip(sites, points, strict=True):
+        damages = [candidate.damage for candidate in offers]
+        found.append(_along(damages, known) if known else damages)
     return found
-
-
-def _probed(ladder: Sequence[Candidate[Any]], trial: Trial) -> list[tuple[float, float]]:
-    """(damage, error) of some candidates: of the middle one, and of gentler ones as is needed."""
-    at = len(ladder) // 2
-    points: list[tuple[float, float]] = []
-    while True:
-        error = trial((ladder[at],), probe=True).error
-        points.append((ladder[at].damage, error))
-        if error <= _LOST or at == 0:
-            return points
-        at //= 2
 
 
 def _along(damages: Sequence[float], points: Sequence[tuple[float, float]]) -> list[float]:

@@ -44,8 +44,8 @@ class Outcome:
 class Trial(Protocol):
     """Rewrites the model by a choice and looks at its outputs on calibration inputs."""
 
-    def __call__(self, chosen: Chosen, *, probe: bool = False) -> Outcome:
-        """Try a choice; a probe uses fewer inputs and judges nothing."""
+    def __call__(self, chosen: Chosen) -> Outcome:
+        """Try a choice."""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ def rewrite(
     *,
     strict: bool = False,
     memo: Memo | None = None,
+    brief: bool = False,
 ) -> Rewritten:
     """Apply the chosen candidates to a copy of `model`.
 
@@ -63,6 +64,7 @@ def rewrite(
         passes: the passes by name.
         strict: raise instead of rolling back.
         memo: decompositions shared with other rewrites of the same model.
+        brief: for a look only: the result has no shapes, and is not checked.
 
     Raises:
         PassError: a pass broke its contract and `strict` is set, or the result is not a valid
@@ -73,6 +75,8 @@ def rewrite(
     while True:
         editor = Editor(model, memo=memo)
         failed = _apply_all(model, remaining, passes, editor)
+        if failed is None and brief:
+            return Rewritten(editor.finish(), tuple(remaining), tuple(rolled_back), ())
         if failed is None:
             finished = _finished(editor)
             failed = _at_fault(model, finished, remaining, passes, memo)

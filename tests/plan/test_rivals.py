@@ -30,8 +30,7 @@ class Path:
     def choose(self, way: Way) -> Choice:
         return Choice((*self.path[: way.gone], self.other), (), meets=way.gone >= self.able)
 
-    def trial(self, chosen: Sequence[Candidate[Any]], *, probe: bool = False) -> Outcome:
-        assert not probe
+    def trial(self, chosen: Sequence[Candidate[Any]]) -> Outcome:
         self.tried.append(len(chosen) - 1)
         return Outcome(True, self.errors[len(chosen) - 1], "")
 
@@ -94,7 +93,7 @@ def test_choices_that_are_the_same_are_not_tried(offer: Offer) -> None:
     choices = {"": (one,), "lnr": (one,), "svd": (two,)}
     tried: list[Any] = []
 
-    def trial(chosen: Any, *, probe: bool = False) -> Outcome:
+    def trial(chosen: Any) -> Outcome:
         tried.append(chosen)
         return Outcome(True, {one: 0.4, two: 0.1}[chosen[0]], "")
 

@@ -127,7 +127,7 @@ class Bound:
     def __init__(self, limit: float) -> None:
         self.limit, self.asked = limit, 0
 
-    def __call__(self, chosen: tuple[Candidate[Any], ...], *, probe: bool = False) -> Outcome:
+    def __call__(self, chosen: tuple[Candidate[Any], ...]) -> Outcome:
         self.asked += 1
         spent = sum(candidate.damage for candidate in chosen)
         return Outcome(spent <= self.limit, spent, "")
