@@ -149,6 +149,10 @@ class Network(torch.nn.Module):
         """A constant, trained or not."""
         return self._constants()[name]
 
+    def slot(self, name: str) -> str:
+        """The name under which the module holds a constant."""
+        return self._slots[name]
+
     def parameter(self, name: str) -> torch.nn.Parameter:
         """A trained constant by its name in the graph."""
         return self.get_parameter(self._slots[name])

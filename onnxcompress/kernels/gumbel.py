@@ -115,7 +115,9 @@ def refine(
     schedule = schedule or Schedule()
     _, channels, cells = weight.shape
     metric = np.eye(channels * cells) if metric is None else metric
-    objective = Objective(weight, metric, _nearest(weight, words, metric), price * words.bits)
+    objective = Objective(
+        weight, metric, nearest_kernels(weight, words, metric), price * words.bits
+    )
     chance = np.random.default_rng(schedule.seed)
     logits = np.zeros(objective.nearest.shape[:3])
     first, second = np.zeros_like(logits), np.zeros_like(logits)
@@ -138,8 +140,17 @@ def refine(
     return fitted(weight, words, best, metric)
 
 
-def _nearest(weight: Array, words: Vocabulary, metric: Array) -> Array:
-    """What every form comes closest with by itself, channel by channel in the channel's metric."""
+def nearest_kernels(weight: Array, words: Vocabulary, metric: Array) -> Array:
+    """What every form comes closest with by itself, channel by channel in the channel's metric.
+
+    Args:
+        weight: [outputs, channels, k * k].
+        words: the forms.
+        metric: covariance of what the layer reads, [channels * k * k] squared.
+
+    Returns:
+        [outputs, channels, forms, k * k].
+    """
     outputs, channels, cells = weight.shape
     found = np.zeros((outputs, channels, len(words.forms), cells))
     for channel in range(channels):

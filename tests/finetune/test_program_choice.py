@@ -1,0 +1,117 @@
+"""Programs chosen by the network's answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from scipy.special import log_softmax
+
+pytest.importorskip("torch", reason="no PyTorch: pip install 'onnxcompress[finetune]'")
+
+from onnxcompress.calibrate.dataset import Dataset
+from onnxcompress.errors import ModelError
+from onnxcompress.finetune.program_choice import choose_programs, chooser
+from onnxcompress.kernels.gumbel import Schedule
+from onnxcompress.kernels.induction import LayerPrograms, induce
+from onnxcompress.kernels.search import vocabulary
+from onnxcompress.runtime import Execution, open_session
+
+WORDS = vocabulary(3, 1)
+
+
+def with_kernels(model: onnx.ModelProto, name: str, kernels: np.ndarray) -> onnx.ModelProto:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    tensor = next(t for t in changed.graph.initializer if t.name == name)
+    values = kernels.reshape(tuple(tensor.dims)).astype(np.float32)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
+    return changed
+
+
+def answers(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    with open_session(model, Execution(threads=1)) as session:
+        return np.asarray(session.run({"x": images})[0])
+
+
+def test_planted_programs_are_found(teacher: onnx.ModelProto, data: Dataset) -> None:
+    """Kernels that are programs already cost their own bits, and nothing is lost."""
+    weight = chooser(teacher, "c", WORDS).weight
+    planted = induce(weight, WORDS, 3e-4)
+    assert planted.shares().get("original", 0.0) < 0.2
+    model = with_kernels(teacher, "wc", planted.weights)
+    layers = {"c": chooser(model, "c", WORDS)}
+    found = choose_programs(model, layers, data, 0.03, schedule=Schedule(steps=600))["c"]
+    # From all original kernels, which take 10,566 bits.
+    assert found.bits <= 1.5 * planted.bits <= 0.15 * WORDS.bits[-1] * 36
+    np.testing.assert_allclose(found.weights, layers["c"].weight, atol=1e-6)
+
+
+def test_answers_count_not_the_layer(teacher: onnx.ModelProto, data: Dataset) -> None:
+    """A kernel whose answers nobody reads becomes nothing; by its layer's error it would stay."""
+    weight = chooser(teacher, "c", WORDS).weight
+    head = next(t for t in teacher.graph.initializer if t.name == "wy")
+    blind = onnx.numpy_helper.to_array(head).copy()
+    blind[:, 2] = 0.0
+    model = with_kernels(teacher, "wy", blind)
+    found = choose_programs(
+        model, {"c": chooser(model, "c", WORDS)}, data, 0.01, schedule=Schedule(steps=200)
+    )["c"]
+    assert not found.weights[2].any()
+    assert np.abs(found.weights[[0, 1, 3, 4, 5]]).sum() > 0
+    assert induce(weight, WORDS, 1e-4).weights[2].any()
+
+
+def test_a_higher_price_takes_fewer_bits(teacher: onnx.ModelProto, data: Dataset) -> None:
+    layers = {name: chooser(teacher, name, WORDS) for name in ("a", "c")}
+    bits, errors = [], []
+    for price in (1e-3, 1e-1, 10.0):
+        found = choose_programs(teacher, layers, data, price, schedule=Schedule(steps=100))
+        bits.append(sum(one.bits for one in found.values()))
+        model = teacher
+        for node, one in found.items():
+            model = with_kernels(model, layers[node].parameter, one.weights)
+        x = np.concatenate([feeds["x"] for feeds, _ in data.batches(64)])
+        errors.append(float(np.square(answers(model, x) - answers(teacher, x)).sum()))
+    assert bits == sorted(bits, reverse=True)
+    assert errors == sorted(errors)
+    assert bits[-1] < 0.3 * bits[0]
+
+
+def test_no_dearer_than_its_beginning(teacher: onnx.ModelProto, data: Dataset) -> None:
+    """What an exact search of the layer found is refined, or kept."""
+    layers = {"c": chooser(teacher, "c", WORDS)}
+    price, cost = 0.5, WORDS.bits[-1] * 36
+    found = induce(layers["c"].weight, WORDS, 1e-4)
+    start = {"c": found.choice}
+    still = choose_programs(teacher, layers, data, price, start=start, schedule=Schedule(steps=0))
+    np.testing.assert_array_equal(still["c"].choice, found.choice)
+    after = choose_programs(teacher, layers, data, price, start=start)["c"]
+
+    def spent(programs: LayerPrograms) -> float:
+        model = with_kernels(teacher, "wc", programs.weights)
+        x = np.concatenate([feeds["x"] for feeds, _ in data.batches(64)])
+        heat = 4.0
+        one, other = (
+            log_softmax(answers(m, x).astype(np.float64) / heat, axis=1) for m in (model, teacher)
+        )
+        far = heat**2 * float((np.exp(other) * (other - one)).sum(axis=1).mean())
+        return far + price * programs.bits / cost
+
+    assert spent(after) < 0.98 * spent(found)
+
+
+def test_the_same_seed_gives_the_same(teacher: onnx.ModelProto, data: Dataset) -> None:
+    layers = {"c": chooser(teacher, "c", WORDS)}
+    one, other = (
+        choose_programs(teacher, layers, data, 0.1, schedule=Schedule(steps=30))["c"]
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(one.choice, other.choice)
+
+
+def test_refused(teacher: onnx.ModelProto) -> None:
+    with pytest.raises(ModelError, match="'ra' is no convolution"):
+        chooser(teacher, "ra", WORDS)
+    with pytest.raises(ModelError, match="not 5x5"):
+        chooser(teacher, "c", vocabulary(5, 1))
