@@ -1,11 +1,13 @@
 """vgg_tiny with filters and kernels that share, against the poster's table, on Fashion-MNIST.
 
-    python tests/benchmarks/dsl_tables.py [--samples 1024] [--figure docs/figures/dsl_vgg_tiny.png]
+    python tests/benchmarks/dsl_tables.py [--samples 1024] [--descents]
+        [--figure docs/figures/dsl_vgg_tiny.png]
 
 Needs Fashion-MNIST in the shared folder (ONNXCOMPRESS_DATA, default ../shared), and PyTorch;
-matplotlib for the figure. `--descents` prints the comparison of searches and descents alone. Calibrated on unlabelled training images, judged on the 10,000 test images. Conv parameters
-are counted as the poster counts them: numbers that stand for weights of convolutions, without
-biases and without which entry a kernel takes; bits count everything.
+matplotlib for the figure. Calibrated on unlabelled training images, judged on the 10,000 test
+images. Conv parameters are counted as the poster counts them: numbers that stand for weights of
+convolutions, without biases and without which entry a kernel takes; bits count everything.
+`--descents` prints the comparison of searches and descents alone.
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ def main() -> None:
         "| what | conv parameters | kB | accuracy | repaired | seconds |\n|---|---|---|---|---|---|"
     )
     points: dict[str, list[Point]] = {}
-    for family, specs in () if arguments.descents else FAMILIES.items():
+    for family, specs in [] if arguments.descents else list(FAMILIES.items()):
         for spec, nodes in specs:
             started = time.perf_counter()
             plain, mended = compressed(facts, spec, nodes, images)
