@@ -122,6 +122,22 @@ class TestFinetune:
         assert report["remaining"]["macs"] <= 0.3
         assert report["after"]["file_bytes"] == out.stat().st_size
 
+    def test_in_stages(self, cli: Callable[..., Any], digits: list[str], tmp_path: Path) -> None:
+        out, run = tmp_path / "out.onnx", tmp_path / "run"
+        options = ["--pass", "prune", "--target", "macs=0.3", "--repair", "off", *digits]
+        options += ["--threads", "1", "--max-drop", "100", "--run", str(run)]
+        outcome = cli("compress", TEACHER, out, *options, "--finetune", "2e", "--stages", "2")
+        assert outcome.code == 0, outcome.err
+        assert "stage 1 of 2: macs 0.548" in outcome.err
+        report = json.loads((tmp_path / "out.onnx.report.json").read_text())
+        (first,) = report["stages"]
+        assert f"stage 1: macs {first['remaining']['macs']:.3f}, " in outcome.out
+        assert report["remaining"]["macs"] <= 0.3 < first["remaining"]["macs"] <= 0.548
+        # A plan of the last stage alone would not fit the original.
+        assert not (run / "plan.json").exists()
+        refused = cli("compress", TEACHER, out, *options, "--stages", "2", "--dry-run")
+        refused.refused(2, "--stages makes no single plan")
+
     def test_no_training_where_a_target_is_missed(
         self, cli: Callable[..., Any], digits: list[str], tmp_path: Path
     ) -> None:
