@@ -52,6 +52,7 @@ class Config:
         then: convert the result to fp16 or int8; None leaves its precision as it is.
         plan: replay this plan file instead of planning.
         run: folder for the journal (plan, latency table).
+        timed: the file in which layer timings are kept; None: in `run`, else the user's own.
         seed: for every random choice.
     """
 
@@ -76,6 +77,7 @@ class Config:
     then: str | None = None
     plan: Path | None = None
     run: Path | None = None
+    timed: Path | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -119,8 +121,13 @@ class Config:
             raise UsageError("--stages divides the way to a target: give --target")
         if self.plan is not None:
             raise UsageError("--stages plans every stage on what the one before left: no --plan")
+        if self.then is not None and {"latency", "size"} & set(self.targets):
+            raise UsageError(
+                "--stages with --then: targets of latency and size hold for the converted file, "
+                "which stages are not; give macs or params"
+            )
         if self.finetune is not None:
-            parse_effort(self.finetune).share(self.stages)
+            parse_effort(self.finetune).share(1, self.stages)
 
     @property
     def gated(self) -> bool:
@@ -132,6 +139,8 @@ class Config:
     @property
     def latency_table(self) -> Path:
         """The file in which layer timings are kept."""
+        if self.timed is not None:
+            return self.timed
         return self.run / "latency.json" if self.run is not None else default_table_path()
 
     def excluded(self, names: list[str]) -> frozenset[str]:

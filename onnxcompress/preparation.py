@@ -39,7 +39,7 @@ class Prepared:
 
     Attributes:
         source: the model as it was given.
-        canonical: its canonical form, or that of what an earlier stage left of it.
+        canonical: its canonical form.
         inputs: calibration inputs and those of the verdict.
         reference: facts about the canonical form of the model as it was given.
         original: facts about the canonical model that rewriting begins with.
@@ -110,21 +110,22 @@ def prepare(
     )
     feeds = random_feeds(given.model, sizes, seed=config.seed)
     canonical = trusted(given.model, canonical, feeds, config.execution)
-    reference = canonical
+    begun = canonical
     if start is not None:
-        canonical = trusted(start, canonicalise(start), feeds, config.execution)
+        begun = trusted(start, canonicalise(start), feeds, config.execution)
     replay: Plan | None = None
     passes: Sequence[Pass[Any]] = config.passes
     if config.plan is not None:
         replay, passes = read_plan(config.plan)
     progress.stage("analyse")
-    names = [node.name for node in canonical.model.graph.node]
-    original = analyse(canonical.model, sizes, excluded=config.excluded(names))
-    given_facts = original if start is None else analyse(reference.model, sizes)
+    names = [node.name for node in begun.model.graph.node]
+    original = analyse(begun.model, sizes, excluded=config.excluded(names))
+    reference = original if start is None else analyse(canonical.model, sizes)
     for note in canonical.notes:
         progress.note(note)
     samples = proof_feeds(original, inputs, config)
-    journal = open_journal(config.run, _context(original, inputs, passes, config))
+    known = (reference, original) if start is not None else (original,)
+    journal = open_journal(config.run, _context(known, inputs, passes, config))
     if journal.known:
         progress.note(f"going on in '{config.run}': {journal.known} findings are there already")
     if replay is not None:
@@ -148,7 +149,7 @@ def prepare(
         given,
         canonical,
         inputs,
-        given_facts,
+        reference,
         original,
         groundwork,
         facts,
@@ -159,7 +160,9 @@ def prepare(
     )
 
 
-def _context(facts: Facts, inputs: Inputs, passes: Sequence[Pass[Any]], config: Config) -> str:
+def _context(
+    known: Sequence[Facts], inputs: Inputs, passes: Sequence[Pass[Any]], config: Config
+) -> str:
     """Everything that findings depend on; nothing is kept without a folder to keep it in."""
     if config.run is None:
         return ""
@@ -182,9 +185,9 @@ def _context(facts: Facts, inputs: Inputs, passes: Sequence[Pass[Any]], config: 
             onnxruntime.__version__,
             device_name(config.execution),
             config.execution,
-            model_digest(facts.model),
-            sorted(facts.sizes.items()),
-            sorted(facts.excluded),
+            *[model_digest(facts.model) for facts in known],
+            sorted(known[-1].sizes.items()),
+            sorted(known[-1].excluded),
             described(passes),
             config.plan.read_text(encoding="utf-8") if config.plan is not None else None,
             [(name, getattr(config, name)) for name in names],

@@ -19,48 +19,64 @@ from onnxcompress.errors import BoundError
 from onnxcompress.finetune.settings import parse_effort
 from onnxcompress.load.source import ModelSource, read_source
 from onnxcompress.pipeline import Result, run
-from onnxcompress.progress import Progress
+from onnxcompress.progress import Progress, Silent
 
 
 def run_in_stages(source: ModelSource, config: Config, progress: Progress | None = None) -> Result:
     """The main job, in as many stages as are asked for.
 
-    Targets of the stages fall by equal factors; the effort of training is shared equally. Bounds of
-    accuracy, and a change of precision, count for the last stage only. The report of the last stage
-    is the job's; those of the others are listed in it under `stages`.
+    Targets of the stages fall by equal factors; the effort of training is shared equally. Bounds,
+    the targets that were asked for and a change of precision count for the last stage alone: what
+    an earlier one misses, the next has to make up for. The result's plan is that of the last
+    stage, and so is the report, but for `seconds` and for how often held-out inputs were
+    consulted; reports of the other stages are listed in it under `stages`.
 
     Raises:
-        BoundError: as in `run`; where it is not the last stage that has nothing to gain, it says
-            which one it is.
+        BoundError: as in `run`.
         OnnxCompressError: whatever else is wrong, with its exit code.
     """
     count = config.stages
     if count == 1:
         return run(source, config, progress)
+    told = progress or Silent()
     given = read_source(source)
     model: onnx.ModelProto | None = None
     earlier: list[dict[str, Any]] = []
     for number in range(1, count):
         stage = part(config, number)
-        if progress is not None:
-            told = ", ".join(f"{kind} {left:.3f}" for kind, left in stage.targets.items())
-            progress.note(f"stage {number} of {count}: {told}")
+        words = ", ".join(f"{kind} {left:.3f}" for kind, left in stage.targets.items())
+        told.note(f"stage {number} of {count}: {words}")
         try:
-            result = run(given, stage, progress, start=model)
+            result = run(given, stage, progress, start=model, final=False)
         except BoundError as error:
-            raise BoundError(f"stage {number} of {count}: {error}", error.report) from error
+            told.note(f"stage {number} is left out: {error}")
+            continue
+        for failure in result.verdict.failures:
+            told.note(f"stage {number}: {failure}")
         model = result.model
         earlier.append(result.report)
-    if progress is not None:
-        progress.note(f"stage {count} of {count}")
+    told.note(f"stage {count} of {count}")
     try:
         result = run(given, part(config, count), progress, start=model)
     except BoundError as error:
         if error.report is not None:
-            error.report["stages"] = earlier
+            _complete(error.report, earlier, count)
         raise
-    result.report["stages"] = earlier
-    return result
+    if model is None:
+        return result
+    _complete(result.report, earlier, count)
+    return replace(result, plan=replace(result.plan, stage=count))
+
+
+def _complete(report: dict[str, Any], earlier: list[dict[str, Any]], count: int) -> None:
+    """Add what the stages before came to."""
+    report["stages"] = earlier
+    if earlier:
+        report["plan"]["stage"] = count
+    for one in earlier:
+        report["accuracy"]["consulted"] += one["accuracy"]["consulted"]
+        for name, seconds in one["seconds"].items():
+            report["seconds"][name] = report["seconds"].get(name, 0.0) + seconds
 
 
 def part(config: Config, number: int) -> Config:
@@ -75,8 +91,9 @@ def part(config: Config, number: int) -> Config:
     own = replace(
         config,
         stages=1,
-        finetune=parse_effort(effort).share(count) if effort is not None else None,
+        finetune=parse_effort(effort).share(number, count) if effort is not None else None,
         run=config.run / f"stage-{number}" if config.run is not None else None,
+        timed=config.latency_table,
     )
     if number == count:
         return own

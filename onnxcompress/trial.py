@@ -102,7 +102,7 @@ class CalibrationTrial:
 
         Raises:
             UsageError: there is no calibration data.
-            PassError: a rewrite fails.
+            PassError: a rewrite fails, or makes no valid model.
         """
         self._original(_PROBE)
         with ThreadPoolExecutor(1) as beside:
@@ -111,7 +111,17 @@ class CalibrationTrial:
                 changed = rewrite(
                     self.model, (candidate,), self.passes, strict=True, memo=self.memo, brief=True
                 )
-                return beside.submit(self._probed, changed.model).result
+                answer = beside.submit(self._probed, changed.model)
+
+                def error() -> float:
+                    try:
+                        return answer.result()
+                    except OnnxCompressError:
+                        # Whose fault it is, a thorough look says.
+                        rewrite(self.model, (candidate,), self.passes, strict=True, memo=self.memo)
+                        raise
+
+                return error
 
             yield probe
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +20,28 @@ from onnxcompress.graph.digest import model_digest
 from onnxcompress.load.canonical import canonicalise
 from onnxcompress.pipeline import run
 from onnxcompress.plan.registry import parse_pass
+from onnxcompress.progress import Silent
+from onnxcompress.repairs import Repairs
+from onnxcompress.rewrite.manager import Rewritten
 from onnxcompress.runtime import Execution
 from onnxcompress.stages import part, run_in_stages
+from onnxcompress.trial import CalibrationTrial
 
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
     reason="no PyTorch: pip install 'onnxcompress[finetune]'",
 )
 DIGITS = embedded("digits_cnn.onnx")
+
+
+class Log(Silent):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, words: str) -> None:
+        self.notes.append(words)
 
 
 @pytest.fixture
@@ -49,7 +64,7 @@ def config(quick: None) -> Config:
 def test_what_stages_are_asked(config: Config, tmp_path: Path) -> None:
     asked = replace(
         config,
-        targets={"macs": 0.125, "size": 0.5},
+        targets={"macs": 0.125, "params": 0.5},
         stages=3,
         max_drop=2.0,
         finetune="7e",
@@ -57,10 +72,11 @@ def test_what_stages_are_asked(config: Config, tmp_path: Path) -> None:
         run=tmp_path,
     )
     first, second, last = (part(asked, number) for number in (1, 2, 3))
-    assert first.targets == pytest.approx({"macs": 0.5, "size": 0.5 ** (1 / 3)})
-    assert second.targets == pytest.approx({"macs": 0.25, "size": 0.5 ** (2 / 3)})
-    assert last.targets == {"macs": 0.125, "size": 0.5}
-    assert [one.finetune for one in (first, second, last)] == ["2e"] * 3
+    assert first.targets == pytest.approx({"macs": 0.5, "params": 0.5 ** (1 / 3)})
+    assert second.targets == pytest.approx({"macs": 0.25, "params": 0.5 ** (2 / 3)})
+    assert last.targets == {"macs": 0.125, "params": 0.5}
+    assert [one.finetune for one in (first, second, last)] == ["2e", "2e", "3e"]
+    assert {one.latency_table for one in (first, second, last)} == {tmp_path / "latency.json"}
     assert [one.then for one in (first, second, last)] == [None, None, "fp16"]
     assert [one.max_drop for one in (first, second, last)] == [math.inf, math.inf, 2.0]
     assert len({one.run for one in (first, second, last)}) == 3
@@ -99,11 +115,25 @@ def test_one_stage_is_the_job_itself(config: Config) -> None:
     assert "stages" not in staged.report
 
 
-def test_the_stage_that_fails_is_named(config: Config) -> None:
+def test_what_a_stage_misses_the_next_makes_up_for(config: Config) -> None:
+    """Ranks alone do not go that far; the job fails in the end, and says what each came to."""
     asked = replace(config, passes=(parse_pass("tucker2"),), targets={"params": 1e-6})
-    with pytest.raises(BoundError, match="stage 1 of 2: ") as caught:
-        run_in_stages(DIGITS, asked)
+    log = Log()
+    with pytest.raises(BoundError, match=r"^bounds not met") as caught:
+        run_in_stages(DIGITS, asked, log)
+    assert any(note.startswith("stage 1: params is at") for note in log.notes)
     assert caught.value.report is not None
+    assert [one["ok"] for one in caught.value.report["stages"]] == [False]
+
+
+def test_a_stage_without_anything_to_gain_is_left_out(config: Config) -> None:
+    """A first step so small that no candidate is that gentle."""
+    owner = parse_pass("prune:channels=0.4")
+    asked = replace(config, passes=(owner,), targets={"macs": 0.5}, exclude=(".*",))
+    log = Log()
+    with pytest.raises(BoundError, match="nothing could be gained"):
+        run_in_stages(DIGITS, asked, log)
+    assert any(note.startswith("stage 1 is left out: nothing could be") for note in log.notes)
 
 
 def test_the_bound_counts_at_the_end(config: Config) -> None:
@@ -115,12 +145,76 @@ def test_the_bound_counts_at_the_end(config: Config) -> None:
     assert first["ok"]
 
 
-def test_killed_and_started_again(config: Config, tmp_path: Path) -> None:
+def test_killed_and_started_again(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first stage found is not found again, and the bytes are those of one go."""
+    whole = run_in_stages(DIGITS, config)
     asked = replace(config, run=tmp_path)
-    first = run_in_stages(DIGITS, asked)
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["stage-1", "stage-2"]
+    tried: list[str] = []
+    outcome, probing = CalibrationTrial._outcome, CalibrationTrial.probing
+
+    def watched(self: CalibrationTrial, *arguments: Any) -> Any:
+        tried.append(model_digest(self.model))
+        return outcome(self, *arguments)
+
+    def probes(self: CalibrationTrial) -> Any:
+        tried.append(model_digest(self.model))
+        return probing(self)
+
+    def killed(self: Repairs, rewritten: Rewritten) -> Any:
+        found = repaired(self, rewritten)
+        if len(set(tried)) > 1:
+            raise KeyboardInterrupt
+        return found
+
+    repaired = Repairs.__call__
+    monkeypatch.setattr(CalibrationTrial, "_outcome", watched)
+    monkeypatch.setattr(CalibrationTrial, "probing", probes)
+    with monkeypatch.context() as patched:
+        patched.setattr(Repairs, "__call__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_in_stages(DIGITS, asked)
+    assert len(set(tried)) == 2
+    tried.clear()
     again = run_in_stages(DIGITS, asked)
-    assert again.model.SerializeToString() == first.model.SerializeToString()
+    assert again.model.SerializeToString() == whole.model.SerializeToString()
+    assert not tried
+
+
+def test_findings_of_another_original_are_not_believed(config: Config, tmp_path: Path) -> None:
+    small = run(DIGITS, replace(config, stages=1, targets={"macs": 0.6})).model
+    asked = replace(config, stages=1, run=tmp_path)
+    first = run(DIGITS, asked, start=small)
+    other = onnx.load(DIGITS)
+    weight = next(t for t in other.graph.initializer if t.name == "fc.weight")
+    values = onnx.numpy_helper.to_array(weight) * 1.5
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    log = Log()
+    run(DIGITS, asked, log, start=small)
+    assert any("going on in" in note for note in log.notes)
+    log.notes.clear()
+    again = run(other, asked, log, start=small)
+    assert not any("going on in" in note for note in log.notes)
+    assert again.report["model"]["digest"] != first.report["model"]["digest"]
+
+
+def test_a_plan_of_a_later_stage_is_not_replayed(config: Config, tmp_path: Path) -> None:
+    result = run_in_stages(DIGITS, config)
+    for number, plan in enumerate((result.report["plan"], result.plan.to_dict())):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(plan))
+        with pytest.raises(UsageError, match="is of stage 2 of a job"):
+            run(DIGITS, replace(config, stages=1, passes=(), plan=path))
+
+
+def test_what_all_stages_took_is_added_up(config: Config) -> None:
+    result = run_in_stages(DIGITS, config)
+    (first,) = result.report["stages"]
+    assert result.report["accuracy"]["consulted"] > first["accuracy"]["consulted"] > 0
+    assert result.report["seconds"]["repair"] > first["seconds"]["repair"] > 0
+    assert "allowed" not in first["accuracy"]["words"]
+    assert first["accuracy"]["words"].endswith("points.")
 
 
 @needs_torch
@@ -144,6 +238,7 @@ def test_training_is_shared(config: Config) -> None:
         ({"targets": {}}, "give --target"),
         ({"plan": Path("plan.json")}, "no --plan"),
         ({"finetune": "1e"}, "1 epochs cannot be shared by 2 stages"),
+        ({"then": "int8", "targets": {"size": 0.2}}, "give macs or params"),
     ],
 )
 def test_refused(config: Config, changes: dict[str, Any], words: str) -> None:

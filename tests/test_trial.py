@@ -10,10 +10,18 @@ import pytest
 
 from onnxcompress import trial as module
 from onnxcompress.config import Config
+from onnxcompress.errors import PassError
+from onnxcompress.graph.editor import Editor
 from onnxcompress.pipeline import run
+from onnxcompress.plan.contract import Candidate
+from onnxcompress.plan.options import collect
 from onnxcompress.plan.registry import parse_pass
+from onnxcompress.preparation import prepare
+from onnxcompress.progress import Silent
 from onnxcompress.rewrite import mender
+from onnxcompress.rewrite.manager import rewrite
 from onnxcompress.runtime import Execution
+from onnxcompress.workbench import Workbench
 
 
 @pytest.fixture
@@ -73,3 +81,47 @@ def test_apart(
     assert [len(one) for one in seen["repair"]] == fitted
     assert not trials & seen["repair"][0]
     assert trials | seen["repair"][-1] <= set(x[:, 0, 0, 0].tolist())
+
+
+def bench_of(model: onnx.ModelProto) -> Workbench:
+    x = np.random.default_rng(1).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    passes = (parse_pass("tucker2:round_to=2"),)
+    config = Config(passes=passes, execution=Execution(threads=1), data={"x": x})
+    return Workbench.of(prepare(model, config, Silent()), Silent())
+
+
+def offers(bench: Workbench) -> list[Candidate[Any]]:
+    owners = list(bench.passes.values())
+    return [site[-1] for site in collect(bench.prepared.facts, owners).sites]
+
+
+def test_probes_find_what_one_by_one_is_found(two_blocks: onnx.ModelProto) -> None:
+    """However many are under way, each answer is that of its own candidate."""
+    bench = bench_of(two_blocks)
+    with bench.trial.probing() as probe:
+        answers = [probe(candidate) for candidate in offers(bench)]
+        found = [answer() for answer in answers]
+    expected = []
+    for candidate in offers(bench):
+        model = rewrite(bench.trial.model, (candidate,), bench.passes, memo=bench.memo).model
+        expected.append(bench.trial.error(model, module._PROBE))
+    assert len(found) > 2
+    assert len(set(found)) == len(found)
+    assert found == expected
+
+
+def test_a_probe_that_fails_names_the_pass(
+    two_blocks: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = bench_of(two_blocks)
+    chosen = offers(bench)[0]
+
+    def broken(_: Any, candidate: Candidate[Any], edit: Editor) -> None:
+        node = edit.node(candidate.site.node)
+        edit.set_input(node, 1, edit.constant("wrong", np.zeros((3, 5, 3, 3), np.float32)))
+
+    monkeypatch.setattr(type(bench.passes["tucker2"]), "rewrite", broken)
+    with bench.trial.probing() as probe:
+        answer = probe(chosen)
+        with pytest.raises(PassError, match=f"pass 'tucker2' at node '{chosen.site.node}'"):
+            answer()

@@ -70,6 +70,7 @@ def inspect_command(
     from onnxcompress.analyse.facts import analyse
     from onnxcompress.analyse.sizes import input_specs, parse_shape, representative_sizes
     from onnxcompress.calibrate.inputs import open_data
+    from onnxcompress.calibrate.samples import sample_sizes
     from onnxcompress.cli.inspect_plan import plan_summary, show_plan
     from onnxcompress.cli.inspect_programs import programs_summary, show_programs
     from onnxcompress.cli.tables import layers, number, octets
@@ -85,13 +86,23 @@ def inspect_command(
         raise UsageError("--picture goes with --programs")
     if data is not None and not programs:
         raise UsageError("--data goes with --programs")
+    if data is not None and data.split(":")[0] == "random":
+        raise UsageError("--data: filters are compared on real inputs, not on random ones")
+    if preprocess is not None and data is None:
+        raise UsageError("--preprocess goes with --data")
     if programs and (plan_file is not None or passes):
         raise UsageError("--programs goes without --plan and --pass")
     chosen = tuple(parse_pass(text) for text in passes) or tuple(make_pass(n) for n in registered())
     given = read_source(shared.model_source(source))
     canonical = canonicalise(given.model)
+    samples = None
+    if data is not None:
+        samples = open_data(data, input_specs(given.model), preprocess, "--data")
     sizes = representative_sizes(
-        canonical.model, dict(parse_shape(text) for text in shapes), batch=batch
+        canonical.model,
+        dict(parse_shape(text) for text in shapes),
+        batch=batch,
+        seen=sample_sizes(samples) if samples is not None else None,
     )
     facts = analyse(canonical.model, sizes)
     if plan_file is not None:
@@ -102,9 +113,6 @@ def inspect_command(
             show_plan(summary, output)
         return
     if programs:
-        samples = None
-        if data is not None:
-            samples = open_data(data, input_specs(given.model), preprocess, "--data")
         found = programs_summary(given.model, facts, picture, samples)
         if as_json:
             click.echo(json.dumps({"model": given.label, "layers": found}, indent=2))

@@ -13,7 +13,7 @@ from rich.text import Text
 
 _SHOWN = 3
 _RESPONSES = 32
-"""Inputs whose responses are compared."""
+"""Inputs whose responses are compared; fewer, where a layer's take more than 2 GiB."""
 
 
 def programs_summary(
@@ -95,9 +95,13 @@ def filter_trees(facts: Any, data: Any) -> dict[str, Any]:
     ]
     execution = Execution(threads=default_threads())
     collect = CollectedActivations(facts.model, facts.shapes(), data, execution, seed=0)
-    responses = collect.values([conv.output for conv in layers], _RESPONSES)
+    # Layer by layer: responses of all of them may not fit into memory.
     return {
-        conv.node: filter_tree(conv.node, facts.view.array64(conv.weight), responses[conv.output])
+        conv.node: filter_tree(
+            conv.node,
+            facts.view.array64(conv.weight),
+            collect.values([conv.output], _RESPONSES)[conv.output],
+        )
         for conv in layers
     }
 

@@ -117,13 +117,16 @@ def _sortable(value: Any) -> float:
 
 
 def _changed(report: Mapping[str, Any], console: Console) -> None:
-    for number, stage in enumerate(report.get("stages", ()), 1):
+    stages = report.get("stages", ())
+    for number, stage in enumerate(stages, 1):
         console.print(Text(f"stage {number}: {stage_line(stage)}"))
     rows = report["layers"]
     done = [row for row in rows if row["pass"]]
+    last = f"stage {len(stages) + 1}: " if stages else ""
     exact = f"{len(report['exact'])} exact rewrites; " if report["exact"] else ""
     console.print(
-        f"{exact}{len(done)} of {len(rows)} layers rewritten; the report says why the rest stay"
+        f"{last}{exact}{len(done)} of {len(rows)} layers rewritten; the report says why the rest "
+        "stay"
     )
 
 

@@ -22,7 +22,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from onnxcompress.calibrate.dataset import Dataset
-from onnxcompress.errors import ModelError
+from onnxcompress.errors import DataError, ModelError
 from onnxcompress.finetune.network import Network, Values
 from onnxcompress.finetune.objective import Mixture, Objective, objective
 from onnxcompress.graph.view import GraphView
@@ -107,8 +107,15 @@ def choose_programs(
         on, none is dearer than the one that it began with.
 
     Raises:
-        ModelError: the network cannot be run in PyTorch; an operator is not known.
+        ModelError: the network cannot be run in PyTorch; an operator is not known; or two layers
+            hold the same kernels.
+        DataError: labels are to have a share, and there are none.
     """
+    if labels and data.labels is None:
+        raise DataError(f"{data.purpose} {data.source} has no labels to choose by")
+    held = [layer.parameter for layer in layers.values()]
+    if len(set(held)) < len(held):
+        raise ModelError("two of the layers share their kernels")
     begin = start or {
         node: np.full(layer.weight.shape[:2], len(layer.words.forms) - 1)
         for node, layer in layers.items()
@@ -159,7 +166,12 @@ class _Descent:
             temperature = how.start * falling**step
             feeds, truth = next(batches)
             optimiser.zero_grad()
-            loss = self._loss(self._sampled(temperature), feeds, truth)
+            shares = self._sampled(temperature)
+            mixed = {
+                node: torch.einsum("ocf,ocfi->oci", share, self._nearest[node])
+                for node, share in shares.items()
+            }
+            loss = self._loss(shares, mixed, feeds, truth)
             torch.autograd.backward(loss)
             optimiser.step()
             if (step + 1) % _EVERY == 0 or step + 1 == how.steps:
@@ -169,14 +181,18 @@ class _Descent:
         return best
 
     def _loss(
-        self, shares: Values, feeds: Mapping[str, torch.Tensor], truth: torch.Tensor | None
+        self,
+        shares: Values,
+        kernels: Values,
+        feeds: Mapping[str, torch.Tensor],
+        truth: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Distance of the answers with these shares, and the price of their bits."""
+        """Distance of the answers with these kernels, and the price of their bits."""
         student = self._aim.student
-        weights = {}
-        for node, layer in self._layers.items():
-            mixed = torch.einsum("ocf,ocfi->oci", shares[node], self._nearest[node])
-            weights[student.slot(layer.parameter)] = mixed.reshape(layer.shape)
+        weights = {
+            student.slot(layer.parameter): kernels[node].reshape(layer.shape)
+            for node, layer in self._layers.items()
+        }
         names = (self._aim.scores[0],) if self._aim.scores else ()
         answered = functional_call(student, weights, (feeds, names))
         far = self._aim.aimed(answered, self._aim.taught(feeds, features=False), truth)
@@ -199,13 +215,19 @@ class _Descent:
         }
 
     def _judged(self) -> float:
-        """The loss of the choice as it stands."""
+        """The loss of the choice as it stands, with numbers fitted as they will be."""
+        kernels = {
+            node: _tensor(fitted(layer.weight, layer.words, choice, layer.metric).weights)
+            for (node, layer), choice in zip(
+                self._layers.items(), self._hard().values(), strict=True
+            )
+        }
         shares = {
             n: functional.one_hot(one.argmax(-1), one.shape[-1]).to(one.dtype)
             for n, one in self._logits.items()
         }
         with torch.no_grad():
-            seen = [self._loss(shares, *batch) for batch in self._batches(_JUDGED, seed=0)]
+            seen = [self._loss(shares, kernels, *batch) for batch in self._batches(_JUDGED, seed=0)]
         return float(torch.stack(seen).mean())
 
     def _batches(self, count: int, seed: int) -> Iterator[tuple[Values, torch.Tensor | None]]:

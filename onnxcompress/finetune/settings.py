@@ -23,18 +23,22 @@ class Effort:
     epochs: int | None = None
     minutes: float | None = None
 
-    def share(self, count: int) -> str:
-        """An equal share as text.
+    def share(self, number: int, count: int) -> str:
+        """An equal share as text; of epochs that cannot be shared equally the last ones have more.
+
+        Args:
+            number: of the share, from 1.
+            count: of shares.
 
         Raises:
             UsageError: there are not as many epochs.
         """
         if self.minutes is not None:
             return f"{self.minutes / count:.9f}m"
-        each = (self.epochs or 0) // count
+        each, more = divmod(self.epochs or 0, count)
         if not each:
             raise UsageError(f"{self.epochs} epochs cannot be shared by {count} stages")
-        return f"{each}e"
+        return f"{each + (number > count - more)}e"
 
 
 def parse_effort(text: str) -> Effort:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import dendrogram
 
+from onnxcompress.errors import ModelError
 from onnxcompress.numerics.clustering import cut_at, merges
 from onnxcompress.numerics.ssim import similarities
 
@@ -22,6 +23,10 @@ Array = NDArray[np.float64]
 
 DISTANCES = (0.3, 0.6, 0.9)
 """1 - SSIM at which the filters that are left are counted."""
+
+
+MOST_DRAWN = 512
+"""Filters of a tree that is drawn, at most: SciPy calls itself for every level of it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,12 @@ def filter_tree(node: str, weight: Array, responses: NDArray[np.generic]) -> Fil
         node: the layer.
         weight: [filters, channels, k, k], at least two filters.
         responses: what it answers to some inputs, [samples, filters, height, width].
+
+    Raises:
+        ModelError: some answers are no finite numbers.
     """
+    if not np.isfinite(responses).all():
+        raise ModelError(f"'{node}' answers with numbers that are not finite")
     images = responses.astype(np.float64)
     extent = float(images.max() - images.min())
     apart = 1.0 - similarities(images, extent or 1.0)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxcompress.errors import UsageError
 from onnxcompress.kernels.compressibility import Compressibility
-from onnxcompress.kernels.dendrograms import FilterTree, draw_tree
+from onnxcompress.kernels.dendrograms import MOST_DRAWN, FilterTree, draw_tree
 from onnxcompress.kernels.language import Entry, Program, Scale
 from onnxcompress.kernels.reading import WrittenLayer
 from onnxcompress.kernels.semantics import evaluate
@@ -58,11 +58,12 @@ def picture(
     Args:
         layers: whose kernels are programs.
         curves: of other layers, by name: description length against error.
-        trees: of filters, layer by layer.
+        trees: of filters, layer by layer; those of more than `MOST_DRAWN` are left out.
 
     Raises:
         UsageError: there is nothing to draw, or Matplotlib is not installed.
     """
+    trees = [tree for tree in trees if len(tree.kernels) <= MOST_DRAWN]
     if not layers and not curves and not trees:
         raise UsageError("there are no 3x3 or 5x5 kernels to draw")
     try:

@@ -49,7 +49,8 @@ class Correction:
             return low + missing / self._slope_to(low)
         high = min(above)
         share = missing / (self._points[high] - self._points[low])
-        if self._points[high] > _FAR * saved:
+        nothing_below = low == 0.0 and len(above) > 1
+        if self._points[high] > _FAR * saved or nothing_below:
             # Perhaps a step lies in between, and not a slope: halving finds it soon.
             share = min(share, 0.5)
         return low + share * (high - low)

@@ -34,6 +34,7 @@ class Plan:
         notes: how the plan was found, in words.
         predictions: choices that were measured on the way; not part of the plan file.
         then: the precision that the result is converted to.
+        stage: of a job in stages, from 1; a later one begins with what the others left.
     """
 
     model_digest: str
@@ -46,6 +47,7 @@ class Plan:
     first: Rounds = ()
     predictions: tuple[Prediction, ...] = ()
     then: str | None = None
+    stage: int = 1
 
     @property
     def empty(self) -> bool:
@@ -61,6 +63,7 @@ class Plan:
             "targets": dict(self.targets),
             "gate": self.gate,
             "then": self.then,
+            "stage": self.stage,
             "first": [[candidate.to_dict() for candidate in one] for one in self.first],
             "chosen": [candidate.to_dict() for candidate in self.chosen],
             "refusals": [
@@ -94,6 +97,11 @@ def read_plan(path: Path) -> tuple[Plan, list[Pass[Any]]]:
         raise UsageError(f"plan '{path}' cannot be read: {error}") from error
     if not isinstance(values, dict) or values.get("version") != VERSION:
         raise UsageError(f"'{path}' is not a plan of version {VERSION}")
+    if values.get("stage", 1) != 1:
+        raise UsageError(
+            f"plan '{path}' is of stage {values['stage']} of a job: it begins with what the stages "
+            "before left, not with the model"
+        )
     try:
         passes = [make_pass(entry["name"], **entry["options"]) for entry in values["passes"]]
         owners = {owner.name: owner for owner in passes}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import inf
+from math import inf, isinf
 
 import numpy as np
 
@@ -238,11 +238,16 @@ class Comparison:
             before, after = _joined(self._before), _joined(self._after)
             points = 100.0 * float(np.mean(before - after))
             ok = points <= max_drop + _TOLERANCE
+            measured = (
+                f"{name} goes from {np.mean(before):.6g} to {np.mean(after):.6g} over "
+                f"{before.size} samples, a drop of {points:.6g} points"
+            )
+            if isinf(max_drop):
+                return Judgement(ok, f"{measured}.")
             return Judgement(
                 ok,
-                f"{name} goes from {np.mean(before):.6g} to {np.mean(after):.6g} over "
-                f"{before.size} samples, a drop of {points:.6g} points, which is "
-                f"{'within' if ok else 'above'} the {max_drop:.6g} points allowed."
+                f"{measured}, which is {'within' if ok else 'above'} the {max_drop:.6g} points "
+                "allowed."
                 f"{_how_certain(self._drop(_REPORT_LEVEL), max_drop) if ok else ''}",
             )
         drop = self._drop(confidence)
@@ -270,6 +275,8 @@ class Comparison:
             )
         if min_snr is None:
             return Judgement(False, f"{measured}, but no bound was given: set --min-snr.")
+        if min_snr == -inf:
+            return Judgement(True, f"{measured}.")
         if confidence is None:
             ok = worst.snr_db >= min_snr - _TOLERANCE
             side = "at least" if ok else "below"

@@ -1,11 +1,12 @@
 """Small networks, far below their size, after distillation without labels.
 
-    python tests/benchmarks/finetune_small.py [--only NAME] [--for 20e] [--threads 2]
+    python tests/benchmarks/finetune_small.py [--only NAME] [--for 20e] [--stages 3] [--threads 2]
 
 The embedded `vgg_tiny` with so few filters that its convolutions have at most the 4,077 parameters
 of the learned language of Sehgal's poster, on Fashion-MNIST; LeNet-300-100 at 15 % and LeNet-5 at
 5 % of their parameters, on MNIST. All 60,000 training images, without their labels; right answers
-on the 10,000 test images: of the original, compressed and repaired, and trained.
+on the 10,000 test images: of the original, compressed and repaired, and trained. With --stages
+cases that have a target go there in steps, each repaired and trained.
 
 The shared folder is found through ONNXCOMPRESS_DATA (default ../shared).
 """
@@ -17,6 +18,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -51,42 +53,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only")
     parser.add_argument("--for", dest="effort", default="20e")
+    parser.add_argument("--stages", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     for case in CASES:
         if arguments.only and arguments.only not in case.network:
             continue
-        print(measured(case, arguments.effort, arguments.threads), flush=True)
+        if arguments.stages > 1 and case.target:
+            print(staged(case, arguments.effort, arguments.stages, arguments.threads), flush=True)
+        elif arguments.stages == 1:
+            print(measured(case, arguments.effort, arguments.threads), flush=True)
 
 
 def measured(case: Case, effort: str, threads: int) -> str:
     """One line about a case."""
-    stem, preprocess = case.data
-    with np.load(SHARED / "data" / f"{stem}_train.npz") as arrays:
-        train = {"x": arrays["x"]}
-    with np.load(SHARED / "data" / f"{stem}_test.npz") as arrays:
-        test = {"x": arrays["x"], "y": arrays["y"]}
-    source = embedded(f"{case.network}.onnx")
-    small = oc.compress(
-        source,
-        data=train,
-        eval_data=test,
-        preprocess=preprocess,
-        passes=case.passes,
-        target=case.target,
-        max_drop=100.0,
-        gate=False,
-        threads=threads,
-    )
-    found = oc.distil(
-        small.model,
-        source,
-        data=train,
-        eval_data=test,
-        preprocess=preprocess,
-        effort=effort,
-        threads=threads,
-    )
+    source, images = embedded(f"{case.network}.onnx"), inputs(case)
+    small = oc.compress(source, **asked(case), **images, threads=threads)
+    found = oc.distil(small.model, source, **images, effort=effort, threads=threads)
     report = found.report
     rates = [report[k]["metric"]["value"] for k in ("before", "after")]
     convolutions = sum(
@@ -101,6 +84,36 @@ def measured(case: Case, effort: str, threads: int) -> str:
         f"repaired, {100 * rates[1]:.2f} % trained; {left:.4f} of the parameters, {convolutions:,} "
         f"weights of convolutions; {report['finetune']['seconds']:.0f} s"
     )
+
+
+def staged(case: Case, effort: str, stages: int, threads: int) -> str:
+    """The same in steps."""
+    source = embedded(f"{case.network}.onnx")
+    result = oc.compress(
+        source, **asked(case), **inputs(case), threads=threads, finetune=effort, stages=stages
+    )
+    every = [*result.report["stages"], result.report]
+    rates = [100 * one["after"]["metric"]["value"] for one in every]
+    left = parameters(result.model) / parameters(onnx.load(source))
+    return (
+        f"{case.network} {dict(case.target)} in {stages} stages of {effort}: "
+        f"{', '.join(f'{rate:.2f}' for rate in rates)} %, {left:.4f} of the parameters; "
+        f"{sum(one['finetune']['seconds'] for one in every):.0f} s"
+    )
+
+
+def asked(case: Case) -> dict[str, Any]:
+    return {"passes": case.passes, "target": case.target, "max_drop": 100.0, "gate": False}
+
+
+def inputs(case: Case) -> dict[str, Any]:
+    """All training images without labels, and the test images."""
+    stem, preprocess = case.data
+    with np.load(SHARED / "data" / f"{stem}_train.npz") as arrays:
+        train = {"x": arrays["x"]}
+    with np.load(SHARED / "data" / f"{stem}_test.npz") as arrays:
+        test = {"x": arrays["x"], "y": arrays["y"]}
+    return {"data": train, "eval_data": test, "preprocess": preprocess}
 
 
 def parameters(model: onnx.ModelProto) -> int:

@@ -1,11 +1,13 @@
 """What a few minutes of distillation are worth, without labels.
 
     python tests/benchmarks/finetune_tables.py --out DIR [--only NAME] [--for 15e] [--seeds 3]
+        [--stages 3]
 
 CIFAR-10: networks at a fraction of their multiplications, repaired, then trained on the 4,000
 training images that they were calibrated on; accuracy on 1,000 test images before and after.
 Other networks: the signal-to-noise ratio on photographs that nothing was calibrated on.
-DIR keeps compressed and trained models; what is there is not made again.
+DIR keeps compressed and trained models; what is there is not made again. With --stages the way to
+the target is gone in so many steps, each repaired and trained; the effort is shared.
 
 The shared folder is found through ONNXCOMPRESS_DATA (default ../shared).
 """
@@ -29,6 +31,7 @@ from onnxcompress.report.write import write_json, write_model
 
 THREADS = 2
 PHOTOGRAPHS = 1000
+ENDS = ("repaired", "trained")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="a part of NAME-FRACTION")
     parser.add_argument("--for", dest="effort", default="15e")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--stages", type=int, default=1)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for case in CASES:
@@ -63,51 +67,30 @@ def main() -> None:
             continue
         rows = []
         for seed in range(1 if case.snr else arguments.seeds):
-            row = measured(case, arguments.out / f"{name}-{seed}", arguments.effort, seed)
+            stem = arguments.out / f"{name}-{seed}"
+            if arguments.stages > 1:
+                row = staged(case, stem, arguments.effort, seed, arguments.stages)
+            else:
+                row = measured(case, stem, arguments.effort, seed)
             rows.append(row)
             print(f"{name} seed {seed}: {row}", flush=True)
-        means = [float(np.mean([row[at] for row in rows])) for at in ("repaired", "trained")]
+        means = [float(np.mean([row.get(at, np.nan) for row in rows])) for at in ENDS]
         print(f"{name}: {means[0]:.2f} repaired, {means[1]:.2f} trained ({rows[0]['unit']})")
 
 
 def measured(case: Case, stem: Path, effort: str, seed: int) -> dict[str, Any]:
     """Compress, train, and compare with the original."""
     source = SHARED / "models" / f"{case.network}.onnx"
-    data: Any = str(SHARED / CIFAR_TRAIN)
-    judged: Any = str(SHARED / CIFAR)
-    options: dict[str, Any] = {"preprocess": IMAGENET}
-    if case.snr:
-        (subject,) = [one for one in SUBJECTS if case.network == one.model]
-        data, judged = split_inputs(replace(subject, samples=PHOTOGRAPHS))
-        options = {}
+    options = inputs(case)
     small = stem.with_suffix(f"{stem.suffix}.small.onnx")
     if not small.exists():
         started = time.perf_counter()
-        result = oc.compress(
-            source,
-            data=data,
-            eval_data=judged,
-            target={"macs": case.macs},
-            max_drop=100.0,
-            min_snr=-math.inf,
-            threads=THREADS,
-            seed=seed,
-            **options,
-        )
+        result = oc.compress(source, seed=seed, **asked(case), **options)
         write_model(result.model, small)
         print(f"{small.name}: compressed in {time.perf_counter() - started:.0f} s", flush=True)
     kept = stem.with_suffix(f"{stem.suffix}.{effort}.json")
     if not kept.exists():
-        found = oc.distil(
-            small,
-            source,
-            data=data,
-            eval_data=judged,
-            effort=effort,
-            threads=THREADS,
-            seed=seed,
-            **options,
-        )
+        found = oc.distil(small, source, effort=effort, threads=THREADS, seed=seed, **options)
         write_json(found.report, kept)
         onnx.save(found.model, kept.with_suffix(".onnx"))
     report = json.loads(kept.read_text())
@@ -121,6 +104,53 @@ def measured(case: Case, stem: Path, effort: str, seed: int) -> dict[str, Any]:
         "minutes": round(report["finetune"]["seconds"] / 60, 1),
         "distance": [round(float(d), 4) for d in report["finetune"]["distance"]],
     }
+
+
+def staged(case: Case, stem: Path, effort: str, seed: int, stages: int) -> dict[str, Any]:
+    """The same in steps."""
+    kept = stem.with_suffix(f"{stem.suffix}.{effort}.{stages}.json")
+    if not kept.exists():
+        result = oc.compress(
+            SHARED / "models" / f"{case.network}.onnx",
+            seed=seed,
+            finetune=effort,
+            stages=stages,
+            **asked(case),
+            **inputs(case),
+        )
+        write_json(result.report, kept)
+        write_model(result.model, kept.with_suffix(".onnx"))
+    report = json.loads(kept.read_text())
+    every = [*report["stages"], report]
+    value = report["after"]["metric"]["value"]
+    snr = report["after"]["metric"]["name"] == "snr"
+    return {
+        "trained": round(value if snr else 100 * value, 2),
+        "on the way": [round(float(one["after"]["metric"]["value"]), 4) for one in every],
+        "unit": "dB" if snr else "%",
+        "macs": report["remaining"]["macs"],
+        "minutes": round(sum(one["finetune"]["seconds"] for one in every) / 60, 1),
+        "job minutes": round(sum(sum(one["seconds"].values()) for one in every) / 60, 1),
+    }
+
+
+def asked(case: Case) -> dict[str, Any]:
+    return {
+        "target": {"macs": case.macs},
+        "max_drop": 100.0,
+        "min_snr": -math.inf,
+        "threads": THREADS,
+    }
+
+
+def inputs(case: Case) -> dict[str, Any]:
+    """What is calibrated and trained on, and what is judged on."""
+    if not case.snr:
+        data, judged = str(SHARED / CIFAR_TRAIN), str(SHARED / CIFAR)
+        return {"data": data, "eval_data": judged, "preprocess": IMAGENET}
+    (subject,) = [one for one in SUBJECTS if case.network == one.model]
+    calibration, held_out = split_inputs(replace(subject, samples=PHOTOGRAPHS))
+    return {"data": calibration, "eval_data": held_out}
 
 
 if __name__ == "__main__":

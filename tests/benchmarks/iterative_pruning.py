@@ -55,7 +55,8 @@ def main() -> None:
     if not arguments.table:
         for effort in (None, arguments.effort):
             for criterion in arguments.only or CRITERIA:
-                case = {"criterion": criterion, "effort": effort}
+                case = {"network": arguments.network, "step": arguments.step}
+                case |= {"criterion": criterion, "effort": effort}
                 if any(case.items() <= row.items() for row in rows(path)):
                     continue
                 loop = Loop(arguments.network, criterion, effort)
@@ -64,9 +65,10 @@ def main() -> None:
                     for row in found:
                         file.write(json.dumps(case | row) + "\n")
                 print(case, [(round(r["macs"], 2), r["top1"]) for r in found], flush=True)
-    print(table(rows(path)))
+    shown = [row for row in rows(path) if row["network"] == arguments.network]
+    print(table(shown))
     if arguments.figure:
-        draw(rows(path), arguments.figure)
+        draw(shown, arguments.figure)
 
 
 class Loop:

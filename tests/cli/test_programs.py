@@ -98,3 +98,6 @@ def test_filters_compared_by_their_responses(
     assert cli("inspect", model, *options).code == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     cli("inspect", model, "--data", samples).refused(2, "--data goes with --programs")
+    options = ("--programs", "--data", "random")
+    cli("inspect", model, *options).refused(2, "real inputs")
+    cli("inspect", model, "--programs", "--preprocess", "scale=1").refused(2, "goes with --data")

@@ -5,10 +5,17 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 from scipy.signal import correlate2d
 
-from onnxcompress.kernels.dendrograms import filter_tree, spatial_modes
+from onnxcompress.errors import ModelError, UsageError
+from onnxcompress.kernels.dendrograms import (
+    MOST_DRAWN,
+    FilterTree,
+    filter_tree,
+    spatial_modes,
+)
 from onnxcompress.kernels.pictures import picture
 from onnxcompress.numerics.ssim import ssim
 
@@ -62,6 +69,24 @@ def test_the_mode_of_kernels_that_are_alike() -> None:
     np.testing.assert_allclose(spatial_modes(-weight)[0], -kernel, atol=1e-12)
     nothing = spatial_modes(np.zeros((2, 3, 3, 3)))
     assert np.isfinite(nothing).all()
+
+
+def test_trees_that_are_too_deep_are_left_out() -> None:
+    """Filters that are all equal make a chain; SciPy goes down it by recursion."""
+    weight = np.zeros((MOST_DRAWN, 1, 3, 3))
+    tree = filter_tree("conv", weight, np.zeros((1, MOST_DRAWN, 8, 8)))
+    assert tree.left(0.0) == 1
+    assert picture([], {}, [tree]).startswith(b"\x89PNG")
+    more = FilterTree("conv", tree.tree, np.zeros((MOST_DRAWN + 1, 3, 3)))
+    with pytest.raises(UsageError, match="no 3x3"):
+        picture([], {}, [more])
+
+
+def test_answers_that_are_not_finite() -> None:
+    seen = np.zeros((1, 2, 8, 8))
+    seen[0, 1, 3, 3] = np.inf
+    with pytest.raises(ModelError, match="'conv' answers with numbers that are not finite"):
+        filter_tree("conv", np.ones((2, 1, 3, 3)), seen)
 
 
 def test_a_picture_has_a_row_per_tree() -> None:

@@ -46,8 +46,19 @@ def test_a_step_is_found_by_halving() -> None:
         known.add(total, 7.0)
         total = known.sum_for(5.0)
         assert total == pytest.approx(expected)
-    # Where hardly more than is wanted was saved, a line is as good.
-    assert known.sum_for(6.0) == pytest.approx(6.0 / 7.0 * 0.625)
+
+
+def test_a_line_is_as_good_where_hardly_more_is_saved_than_wanted() -> None:
+    """Once: what saves as much again with less in sum is no slope."""
+    known = Correction()
+    known.add(10.0, 7.0)
+    total = known.sum_for(6.0)
+    assert total == pytest.approx(6.0 / 7.0 * 10.0)
+    known.add(total, 6.9)
+    assert known.sum_for(6.0) == pytest.approx(total / 2)
+    # Something below is known: between the two it is a line again.
+    known.add(total / 2, 5.0)
+    assert known.sum_for(6.0) == pytest.approx(total / 2 + total / 2 * 1.0 / 1.9)
 
 
 def test_nothing_saved() -> None:

@@ -118,11 +118,13 @@ def test_programs_in_an_older_model(pruning: Any, seen: See, tmp_path: Path) -> 
     model = pruning.graph("residual")
     older = onnx.ModelProto()
     older.CopyFrom(model)
-    older.opset_import[0].version = 13
+    older.opset_import[0].version = 11
+    older.ir_version = 6
     spec = {"source": "predefined", "price": 0.3}
     one, other = (rewritten(each, seen, **spec) for each in (model, older))
     np.testing.assert_array_equal(run(one, inputs()), run(other, inputs()))
     assert other.functions
+    assert other.ir_version == 8
     assert optimised(other, tmp_path) == optimised(model, tmp_path)
 
 
