@@ -35,6 +35,9 @@ from onnxcompress.verify.verdict import Verdict, verify, verify_weights
 
 _MAX_ATTEMPTS = 6
 
+_QUICKER = 0.98
+"""Of the original's time, at most: what a canonical form has to take to be a result by itself."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -128,6 +131,7 @@ def run(
         conversion=planner.conversion,
         unconverted=kept.unconverted,
         seconds=clock.seconds(),
+        lossless_ratio=planner.lossless_ratio,
     )
     if verdict.ok or not final:
         return Result(kept.model, plan, report, verdict)
@@ -148,7 +152,9 @@ def _attempt(
     config = prepared.config
     progress.stage("plan")
     plan = planner.plan()
-    if not prepared.begun:
+    # The canonical form alone may be a gain, which is measured below.
+    perhaps = prepared.begun or (prepared.changed and prepared.config.gated)
+    if not perhaps:
         demand_gain(plan)
     progress.stage("rewrite")
     rewritten = prove(
@@ -162,7 +168,7 @@ def _attempt(
         ),
     )
     plan = with_rolled_back(plan, rewritten)
-    if not prepared.begun:
+    if not perhaps:
         demand_gain(plan)
     only_stored = bool(plan.chosen) and all(candidate.stored for candidate in plan.chosen)
     if only_stored and not plan.first and not bounds.targets:
@@ -198,6 +204,8 @@ def _attempt(
         converted=planner.conversion is not None,
         progress=progress.step,
     )
+    if not prepared.begun and not bounds.targets and verdict.ratio.interval.high > _QUICKER:
+        demand_gain(plan)
     return Attempt(plan, rewritten, repaired, result, verdict, unconverted)
 
 

@@ -91,6 +91,11 @@ class Planner:
             gate = replay.gate if config.gate is None else config.gate
         return Bounds(config.max_drop, config.min_snr, config.confidence, targets, gate)
 
+    @property
+    def lossless_ratio(self) -> float | None:
+        """Latency over the original's before any lossy rewrite, where that was measured."""
+        return self._remains.lossless_ratio if self._replay is None else None
+
     def hours(self, attempt: int) -> QuietHours:
         """When to time the result of an attempt."""
         return RecordedHours(self._remains.quiet, self._prepared.journal, f"verdict {attempt}")

@@ -64,6 +64,15 @@ class Prepared:
     journal: Journal
 
     @property
+    def changed(self) -> bool:
+        """Whether the network that candidates are weighed on is not the one that was given.
+
+        The canonical form alone may be quicker: ONNX Runtime optimises next to nothing of weights
+        that are inputs with a default, as old exports list them.
+        """
+        return bool(self.canonical.notes or self.groundwork.rounds) or self.begun
+
+    @property
     def begun(self) -> bool:
         """Whether an earlier stage has rewritten the model already."""
         return self.original is not self.reference

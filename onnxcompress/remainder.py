@@ -95,8 +95,7 @@ class Remainder:
     def head_start(self) -> dict[str, float]:
         """How much more than the original the network costs that candidates are weighed on."""
         prepared = self._prepared
-        changed = prepared.groundwork.rounds or prepared.begun
-        if not changed and self._conversion is None:
+        if not prepared.changed and self._conversion is None:
             return {}
         figures = self._prepared.journal.recall(
             f"figures {self._epoch} of the groundwork",
@@ -106,6 +105,23 @@ class Remainder:
             kind: figures[kind] - self.baseline.total(kind)
             for kind in self._prepared.config.targets
         }
+
+    @cached_property
+    def lossless_ratio(self) -> float | None:
+        """Latency over the original's of the network that candidates are weighed on.
+
+        None where that is the original itself, or nothing is timed.
+        """
+        prepared = self._prepared
+        if not prepared.changed or prepared.begun or not prepared.config.gated:
+            return None
+
+        def measured() -> float:
+            pair = self._timed([prepared.source.model, prepared.facts.model], _BRIEF)
+            return float(np.median(pair[1] / pair[0]))
+
+        ratio: float = prepared.journal.recall("latency of the groundwork", measured)
+        return ratio
 
     def demands(self, limits: Mapping[str, float]) -> dict[str, float]:
         """How much has to be saved of the network that candidates are weighed on.

@@ -166,3 +166,55 @@ def test_targets_hold_for_what_is_written(two_blocks: onnx.ModelProto, quick: No
 
 
 FAR = "far below what was asked, planned again"
+
+
+def with_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Every weight is an input with a default, too, as old exporters write it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        copy.graph.input.append(value)
+    return copy
+
+
+@pytest.fixture
+def slow_defaults(monkeypatch: pytest.MonkeyPatch, quick: None) -> dict[str, float]:
+    """Networks whose weights are inputs take so many times as long."""
+    how = {"times": 3.0}
+
+    def taken(model: onnx.ModelProto) -> float:
+        layers = [n for n in model.graph.node if n.op_type == "Conv"]
+        return (len(layers) + 0.1) * (how["times"] if len(model.graph.input) > 1 else 1.0)
+
+    def timed(models: Any, *_arguments: Any, **_options: Any) -> list[Timing]:
+        return [Timing(((taken(m),),) * 3) for m in models]
+
+    for place in ("latency.table", "remainder", "verify.speed"):
+        monkeypatch.setattr(f"onnxcompress.{place}.interleaved", timed)
+    return how
+
+
+def test_what_the_canonical_form_saves_is_not_paid_for_again(
+    two_blocks: onnx.ModelProto, slow_defaults: dict[str, float]
+) -> None:
+    result = job(with_defaults(two_blocks), {"latency": 0.5})
+    assert result.plan.empty
+    assert "the targets are met without a lossy rewrite" in result.plan.notes
+    assert result.report["lossless_latency_ratio"] == pytest.approx(1 / 3)
+    assert result.report["remaining"]["latency"] == pytest.approx(1 / 3)
+    assert len(result.model.graph.input) == 1
+
+
+def test_the_canonical_form_alone_is_a_gain_if_it_is_quicker(
+    two_blocks: onnx.ModelProto, slow_defaults: dict[str, float]
+) -> None:
+    config = Config(
+        passes=(parse_pass("tucker2"),), execution=Execution(threads=1), exclude=(".*",)
+    )
+    result = run(with_defaults(two_blocks), config)
+    assert result.plan.empty
+    assert result.report["lossless_latency_ratio"] == pytest.approx(1 / 3)
+    slow_defaults["times"] = 1.01
+    with pytest.raises(BoundError, match="nothing could be gained"):
+        run(with_defaults(two_blocks), config)

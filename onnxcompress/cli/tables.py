@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+_QUICKER = 0.98
+"""Of the original's time: what a canonical form or exact rewrites save is worth a line."""
+
 _UNITS = ("", "k", "M", "G", "T")
 
 
@@ -117,6 +120,9 @@ def _sortable(value: Any) -> float:
 
 
 def _changed(report: Mapping[str, Any], console: Console) -> None:
+    lossless = report["lossless_latency_ratio"]
+    if lossless is not None and lossless < _QUICKER:
+        console.print(f"before any lossy rewrite: {lossless:.3f} of the original's time")
     stages = report.get("stages", ())
     for number, stage in enumerate(stages, 1):
         console.print(Text(f"stage {number}: {stage_line(stage)}"))

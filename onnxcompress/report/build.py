@@ -53,6 +53,7 @@ def build_report(
     conversion: Conversion | None = None,
     unconverted: Accuracy | None = None,
     seconds: Mapping[str, float] | None = None,
+    lossless_ratio: float | None = None,
 ) -> dict[str, Any]:
     """Everything about one job; figures are measured or counted, never assumed."""
     interval, accuracy = verdict.ratio.interval, verdict.accuracy
@@ -75,6 +76,7 @@ def build_report(
             "ci95": [interval.low, interval.high],
             "slower": verdict.slower,
         },
+        "lossless_latency_ratio": lossless_ratio,
         "drop": accuracy.drop.to_dict() if accuracy.drop else None,
         "accuracy": {
             "verified": accuracy.verified,

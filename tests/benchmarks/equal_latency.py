@@ -24,8 +24,8 @@ import numpy as np
 import onnx
 import onnxsim
 from figures import pyplot
-from latency_targets import case_path, subject
-from shared_models import SHARED, Subject, split_inputs
+from latency_targets import case_path, source, subject
+from shared_models import Subject, split_inputs
 
 import onnxcompress as oc
 from onnxcompress.analyse.sizes import random_feeds, representative_sizes
@@ -76,8 +76,7 @@ class Case:
     def __init__(self, subject: Subject, target: float, threads: int) -> None:
         self.subject, self.target = subject, target
         self.execution = Execution(threads=threads)
-        self.path = SHARED / "models" / f"{subject.model}.onnx"
-        self.original = onnx.load(self.path)
+        self.original = source(subject.model)
         self.calibration, self.judged = split_inputs(subject)
         self.feeds = random_feeds(self.original, representative_sizes(self.original, {}), seed=0)
 
@@ -127,7 +126,7 @@ class Case:
 
     def compressed(self, passes: list[str], **options: Any) -> onnx.ModelProto:
         return oc.compress(
-            self.path,
+            self.original,
             data=self.calibration,
             eval_data=self.judged,
             passes=passes,
@@ -142,14 +141,14 @@ class Case:
 
     def onnxsim_l2(self, share: float) -> onnx.ModelProto:
         pruned: onnx.ModelProto = onnxsim.apply_structured_pruning(
-            bare(self.original), sparsity=1.0 - share, importance_norm="l2"
+            self.original, sparsity=1.0 - share, importance_norm="l2"
         )
         return fresh(pruned)
 
     def onnxsim_wanda(self, share: float) -> onnx.ModelProto:
         batches = self.calibration.take(range(SAMPLES)).batches(1)
         pruned: onnx.ModelProto = onnxsim.apply_structured_wanda_pruning(
-            bare(self.original),
+            self.original,
             calibration_data=[feeds for feeds, _ in batches],
             sparsity=1.0 - share,
             providers=["CPUExecutionProvider"],
@@ -187,17 +186,6 @@ class Case:
         if found.drop is None:
             return "snr", float("inf"), min(output.snr_db for output in found.fidelity)
         return metric.name, 100 * found.before.value, 100 * found.after.value
-
-
-def bare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without constants among its inputs, which old exports list."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    held = {tensor.name for tensor in copy.graph.initializer}
-    inputs = [value for value in copy.graph.input if value.name not in held]
-    del copy.graph.input[:]
-    copy.graph.input.extend(inputs)
-    return copy
 
 
 def fresh(model: onnx.ModelProto) -> onnx.ModelProto:
