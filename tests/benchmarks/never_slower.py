@@ -59,10 +59,11 @@ def one_case(
     calibration, judged = split_inputs(subject) if subject.data else (None, None)
     if calibration is not None:
         calibration = calibration.take(range(min(samples, len(calibration))))
+    source = SHARED / "models" / f"{subject.model}.onnx"
     started = time.monotonic()
     try:
         result = oc.compress(
-            SHARED / "models" / f"{subject.model}.onnx",
+            source,
             data=calibration,
             eval_data=judged,
             recipe_name=recipe,
@@ -80,7 +81,7 @@ def one_case(
         # Networks of any size are timed at that of their inputs.
         (feeds, _), *_ = calibration.take([0]).batches(1)
         shapes = [f"{name}:{','.join(map(str, v.shape))}" for name, v in feeds.items()]
-    row["fresh"], row["ci95"] = fresh_ratio(subject.model, written, threads, shapes)
+    row["fresh"], row["ci95"] = fresh_ratio(source, written, threads, shapes)
     return row
 
 
