@@ -42,6 +42,7 @@ LAYERS = [
     {"planning"},
     {"attempt", "retraining"},
     {"pipeline"},
+    {"stages"},
     {"search", "study"},
     {"api"},
     {"derivation", "distillation"},

@@ -20,7 +20,8 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnxcompress.errors import ModelError
 from onnxcompress.graph.view import captured_names
 
-_FIRST_IR = 8
+FIRST_IR = 8
+"""Since this version a model may have functions of its own."""
 
 G_LOGGER.severity = G_LOGGER.ERROR
 
@@ -105,8 +106,7 @@ def _add_functions(model: onnx.ModelProto, keep: Keepsakes) -> None:
     for key, function in keep.functions.items():
         if key in called:
             model.functions.append(function)
-            # A model may have functions of its own since this version.
-            model.ir_version = max(model.ir_version, _FIRST_IR)
+            model.ir_version = max(model.ir_version, FIRST_IR)
             if function.domain not in domains:
                 domains.add(function.domain)
                 model.opset_import.append(onnx.helper.make_opsetid(function.domain, 1))

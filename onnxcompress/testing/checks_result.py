@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from onnxcompress.graph.cost import Cost, model_cost
+from onnxcompress.graph.surgeon import FIRST_IR
 from onnxcompress.graph.view import FLOATING_TYPES, GraphView
 from onnxcompress.plan.contract import Pass
 from onnxcompress.plan.options import collect
@@ -46,7 +47,9 @@ def check_result_is_valid(owner: Pass[Any], entry: Entry) -> None:
         onnx.checker.check_model(result, full_check=True)
         different = interface_differences(model, result)
         demand(not different, f"{what}: {'; '.join(different)}")
-        demand(_frame(result) == _frame(model), f"{what}: names, versions or doc strings changed")
+        least = FIRST_IR if result.functions else 0
+        kept = _frame(result) == _frame(model, least)
+        demand(kept, f"{what}: names, versions or doc strings changed")
         _demand_tidy(result, what)
         if entry.in_onnxruntime:
             # With every optimisation, as a user would load it.
@@ -194,11 +197,17 @@ def _infos(model: onnx.ModelProto) -> set[tuple[str, bytes]]:
     return {(value.name, octets(value.type)) for value in model.graph.value_info}
 
 
-def _frame(model: onnx.ModelProto) -> tuple[Any, ...]:
-    """What else a caller may read of a model: producer, versions, names, doc strings."""
-    fields = (f.name for f, value in model.ListFields() if isinstance(value, (int, str)))
+def _frame(model: onnx.ModelProto, least: int = 0) -> tuple[Any, ...]:
+    """What else a caller may read of a model: producer, versions, names, doc strings.
+
+    Args:
+        model: the model.
+        least: IR version that it is read with, at least: functions are there since version 8.
+    """
+    fields = [f.name for f, value in model.ListFields() if isinstance(value, (int, str))]
     return (
-        {name: getattr(model, name) for name in fields},
+        {name: getattr(model, name) for name in fields}
+        | {"ir_version": max(model.ir_version, least)},
         model.graph.name,
         model.graph.doc_string,
         [octets(entry) for entry in model.graph.metadata_props],

@@ -53,7 +53,7 @@ def test_round_trip(plan: Plan, tmp_path: Path) -> None:
 def test_plain_values(plan: Plan) -> None:
     values = plan.to_dict()
     assert list(values) == [
-        "version", "model_digest", "passes", "targets", "gate", "then", "first", "chosen",
+        "version", "model_digest", "passes", "targets", "gate", "then", "stage", "first", "chosen",
         "refusals", "notes",
     ]  # fmt: skip
     assert values["version"] == 1
