@@ -62,6 +62,7 @@ class Targeting:
         self._lean = 0
         self._reopened = False
         self._findings: tuple[str, ...] = ()
+        self._seen: dict[Chosen, Rival] = {}
 
     def met_already(self) -> bool:
         """Whether exact rewrites, or the precision asked for, save enough by themselves."""
@@ -113,6 +114,7 @@ class Targeting:
             near = tournament()
             for way in self._near(self._way):
                 near.enter(way)
+            self._readmit(near)
             if near.leader.choice.meets or self._reopened:
                 return self._taken(near)
             # What was asked more for is out of this way's reach; another may have it.
@@ -127,9 +129,20 @@ class Targeting:
                 every.enter(way)
         return self._taken(every)
 
+    def _readmit(self, tournament: Tournament) -> None:
+        """Let those that lost before take part again, where they save enough for what is asked now.
+
+        They were tried already, and what is timed afresh is cheap; a plan that is made again under
+        a tighter limit may lose more than they do.
+        """
+        for rival in self._seen.values():
+            if rival.choice.chosen and self._enough(self._remains(rival.choice.chosen)):
+                tournament.admit(replace(rival, choice=replace(rival.choice, meets=True)))
+
     def _taken(self, tournament: Tournament) -> Choice:
         """The best choice, in whose way later ones are made; with what was found of the others."""
         winner = tournament.winner()
+        self._seen.update((rival.choice.chosen, rival) for rival in tournament.every)
         self._way = winner.way
         self._findings = (*self._findings, *tournament.findings)
         return replace(winner.choice, notes=(*winner.choice.notes, *self._findings))

@@ -92,6 +92,7 @@ class Tournament:
         self._choose, self._trial, self._judge = choose, trial, judge
         self._progress = progress
         self._rivals: dict[Way, Rival] = {}
+        self._admitted: list[Rival] = []
         self._errors: dict[Chosen, float] = {(): 0.0}
         self._most = 0
 
@@ -106,6 +107,16 @@ class Tournament:
             if self._progress is not None:
                 self._progress(len(self._rivals), max(self._most, len(self._rivals)))
         return self._rivals[way]
+
+    def admit(self, rival: Rival) -> None:
+        """Let a choice take part that was made before, and meets what is asked now."""
+        if rival.choice.chosen not in {other.choice.chosen for other in self.every}:
+            self._admitted.append(rival)
+
+    @property
+    def every(self) -> list[Rival]:
+        """All that take part."""
+        return [*self._rivals.values(), *self._admitted]
 
     def along_path(self, length: int) -> Rival:
         """The best of choices that begin with more or fewer branches of a path."""
@@ -141,8 +152,7 @@ class Tournament:
     @property
     def leader(self) -> Rival:
         """The best so far, by brief repair."""
-        rivals = list(self._rivals.values())
-        return min(rivals, key=self._rank) if self._differ else rivals[0]
+        return min(self.every, key=self._rank) if self._differ else self.every[0]
 
     def winner(self) -> Rival:
         """The best of all, with what was measured of the others."""
@@ -168,15 +178,15 @@ class Tournament:
 
     @property
     def _in_order(self) -> list[Rival]:
-        return sorted(self._rivals.values(), key=lambda rival: rival.way.gone)
+        return sorted(self.every, key=lambda rival: rival.way.gone)
 
     @property
     def _differ(self) -> bool:
-        return len({rival.choice.chosen for rival in self._rivals.values()}) > 1
+        return len({rival.choice.chosen for rival in self.every}) > 1
 
     def _rank(self, rival: Rival) -> tuple[bool, float]:
         """What meets the targets comes first, then what errs least."""
-        able = any(other.choice.meets for other in self._rivals.values())
+        able = any(other.choice.meets for other in self.every)
         if able and not rival.choice.meets:
             # It cannot win, whatever it errs.
             return True, float("inf")

@@ -114,7 +114,8 @@ class Loop:
             preprocess=self.preprocess,
             gate=False,
             repair="off",
-            max_drop=100.0,
+            # Trials use half of the bound, and random removals lose more than fifty points at once.
+            max_drop=1000.0,
             threads=THREADS,
         ).model
 

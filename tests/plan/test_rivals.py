@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from onnxcompress.plan.contract import Candidate
-from onnxcompress.plan.rivals import Tournament, Way, spread
+from onnxcompress.plan.rivals import Rival, Tournament, Way, spread
 from onnxcompress.plan.search import Choice, Outcome
 
 Offer = Callable[..., Candidate[Any]]
@@ -105,6 +105,22 @@ def test_choices_that_are_the_same_are_not_tried(offer: Offer) -> None:
     tournament.enter(Way(only="svd"))
     assert tournament.winner().way == Way(only="svd")
     assert sorted(tried, key=str) == sorted([(one,), (two,)], key=str)
+
+
+def test_choices_made_before_take_part_again(offer: Offer) -> None:
+    """One that errs less than what is made anew wins; the same choice is not there twice."""
+    path = Path(offer, [0.9, 0.6, 0.4])
+    tournament = path.tournament
+    made = tournament.enter(Way(1))
+    tournament.admit(made)
+    assert len(tournament.every) == 1
+    old = Rival(Way(2, only="lnr"), Choice((*path.path, path.other), ()))
+    tournament.admit(old)
+    tournament.admit(old)
+    assert tournament.leader == old
+    assert tournament.winner().way == Way(2, only="lnr")
+    (note,) = tournament.findings
+    assert note.endswith("1 branch 0.6; 2 branches, lnr alone 0.4")
 
 
 @pytest.mark.parametrize(("demand", "least"), [(300, 0.1), (900, 0.3), (1500, 0.9)])
