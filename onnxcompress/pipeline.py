@@ -261,6 +261,7 @@ def _accuracy(
     )
 
 
+@one_blas_pool()
 def plan_only(
     source: ModelSource, config: Config, progress: Progress | None = None
 ) -> tuple[Plan, Prepared]:
