@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from threadpoolctl import ThreadpoolController
 
+from onnxcompress import pipeline
 from onnxcompress.numerics.blas_threads import one_blas_pool
+from onnxcompress.pipeline import plan_only, run
 
 
 def pools() -> dict[str, int]:
@@ -39,3 +41,19 @@ def test_threads_come_back_after_an_error(three: dict[str, int]) -> None:
     with pytest.raises(KeyError), one_blas_pool():
         raise KeyError
     assert pools() == three
+
+
+@pytest.mark.parametrize("entry", [run, plan_only])
+def test_jobs_and_dry_runs_keep_to_one(
+    three: dict[str, int], entry: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, int]] = []
+
+    def prepared(*_: object, **__: object) -> None:
+        seen.append(pools())
+        raise KeyError
+
+    monkeypatch.setattr(pipeline, "prepare", prepared)
+    with pytest.raises(KeyError):
+        entry(None, None)
+    assert sorted(seen[0].values()) == [1] * (len(three) - 1) + [3]
