@@ -1,6 +1,6 @@
 """Jobs in stages: every stage goes a part of the way, and trains what it left, before the next.
 
-Multi-stage compression (Gusev et al. 2019, MUSCO, arXiv 1903.09973) and iterative pruning
+Multi-stage compression (Gusak et al. 2019, MUSCO, arXiv 1903.09973) and iterative pruning
 (Molchanov et al. 2017, arXiv 1611.06440): what a stage plans by are the ranks, the scores and the
 sensitivities of the network that the stages before have left. Repair of a stage fits to that
 network, training to the original, and every stage is judged against the original.
@@ -53,6 +53,8 @@ def run_in_stages(source: ModelSource, config: Config, progress: Progress | None
             continue
         for failure in result.verdict.failures:
             told.note(f"stage {number}: {failure}")
+        if model is not None:
+            result.report["plan"]["stage"] = number
         model = result.model
         earlier.append(result.report)
     told.note(f"stage {count} of {count}")

@@ -19,6 +19,7 @@ from onnxcompress.calibrate.arrays import dataset_from_arrays
 from onnxcompress.calibrate.collectors import with_collectors
 from onnxcompress.graph.infer import with_value_info
 from onnxcompress.latency import interleave
+from onnxcompress.progress import Silent
 from onnxcompress.runtime import Execution
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
@@ -33,6 +34,22 @@ def shared_folder() -> Path:
     if not (folder / "models").is_dir():
         pytest.skip(f"no shared data at {folder}: set ONNXCOMPRESS_DATA")
     return folder
+
+
+class Log(Silent):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, words: str) -> None:
+        self.notes.append(words)
+
+
+@pytest.fixture
+def log() -> Log:
+    """A progress that remembers its notes."""
+    return Log()
 
 
 class Kit:

@@ -16,7 +16,6 @@ from onnxcompress.config import Config
 from onnxcompress.journal import Journal, choice_name
 from onnxcompress.pipeline import run
 from onnxcompress.plan.registry import parse_pass
-from onnxcompress.progress import Silent
 from onnxcompress.runtime import Execution
 from onnxcompress.trial import CalibrationTrial
 
@@ -165,18 +164,7 @@ def test_findings_of_another_job_are_not_believed(
     assert run(two_blocks, config(tmp_path, **change)).model.SerializeToString() == alone
 
 
-class Log(Silent):
-    """Remembers what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, words: str) -> None:
-        self.notes.append(words)
-
-
-def test_it_says_so(two_blocks: onnx.ModelProto, tmp_path: Path, quick: None) -> None:
-    log = Log()
+def test_it_says_so(two_blocks: onnx.ModelProto, tmp_path: Path, quick: None, log: Any) -> None:
     run(two_blocks, config(tmp_path), log)
     assert not any("there already" in note for note in log.notes)
     run(two_blocks, config(tmp_path), log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxcompress import stages
 from onnxcompress.config import Config
 from onnxcompress.embedded import embedded
 from onnxcompress.errors import BoundError, UsageError
@@ -20,8 +22,8 @@ from onnxcompress.graph.digest import model_digest
 from onnxcompress.load.canonical import canonicalise
 from onnxcompress.pipeline import run
 from onnxcompress.plan.registry import parse_pass
-from onnxcompress.progress import Silent
 from onnxcompress.repairs import Repairs
+from onnxcompress.report.build import json_safe
 from onnxcompress.rewrite.manager import Rewritten
 from onnxcompress.runtime import Execution
 from onnxcompress.stages import part, run_in_stages
@@ -32,16 +34,6 @@ needs_torch = pytest.mark.skipif(
     reason="no PyTorch: pip install 'onnxcompress[finetune]'",
 )
 DIGITS = embedded("digits_cnn.onnx")
-
-
-class Log(Silent):
-    """Remembers what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, words: str) -> None:
-        self.notes.append(words)
 
 
 @pytest.fixture
@@ -115,10 +107,9 @@ def test_one_stage_is_the_job_itself(config: Config) -> None:
     assert "stages" not in staged.report
 
 
-def test_what_a_stage_misses_the_next_makes_up_for(config: Config) -> None:
+def test_what_a_stage_misses_the_next_makes_up_for(config: Config, log: Any) -> None:
     """Ranks alone do not go that far; the job fails in the end, and says what each came to."""
     asked = replace(config, passes=(parse_pass("tucker2"),), targets={"params": 1e-6})
-    log = Log()
     with pytest.raises(BoundError, match=r"^bounds not met") as caught:
         run_in_stages(DIGITS, asked, log)
     assert any(note.startswith("stage 1: params is at") for note in log.notes)
@@ -126,11 +117,10 @@ def test_what_a_stage_misses_the_next_makes_up_for(config: Config) -> None:
     assert [one["ok"] for one in caught.value.report["stages"]] == [False]
 
 
-def test_a_stage_without_anything_to_gain_is_left_out(config: Config) -> None:
+def test_a_stage_without_anything_to_gain_is_left_out(config: Config, log: Any) -> None:
     """A first step so small that no candidate is that gentle."""
     owner = parse_pass("prune:channels=0.4")
     asked = replace(config, passes=(owner,), targets={"macs": 0.5}, exclude=(".*",))
-    log = Log()
     with pytest.raises(BoundError, match="nothing could be gained"):
         run_in_stages(DIGITS, asked, log)
     assert any(note.startswith("stage 1 is left out: nothing could be") for note in log.notes)
@@ -182,7 +172,9 @@ def test_killed_and_started_again(
     assert not tried
 
 
-def test_findings_of_another_original_are_not_believed(config: Config, tmp_path: Path) -> None:
+def test_findings_of_another_original_are_not_believed(
+    config: Config, tmp_path: Path, log: Any
+) -> None:
     small = run(DIGITS, replace(config, stages=1, targets={"macs": 0.6})).model
     asked = replace(config, stages=1, run=tmp_path)
     first = run(DIGITS, asked, start=small)
@@ -190,7 +182,6 @@ def test_findings_of_another_original_are_not_believed(config: Config, tmp_path:
     weight = next(t for t in other.graph.initializer if t.name == "fc.weight")
     values = onnx.numpy_helper.to_array(weight) * 1.5
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
-    log = Log()
     run(DIGITS, asked, log, start=small)
     assert any("going on in" in note for note in log.notes)
     log.notes.clear()
@@ -208,13 +199,35 @@ def test_a_plan_of_a_later_stage_is_not_replayed(config: Config, tmp_path: Path)
             run(DIGITS, replace(config, stages=1, passes=(), plan=path))
 
 
-def test_what_all_stages_took_is_added_up(config: Config) -> None:
-    result = run_in_stages(DIGITS, config)
-    (first,) = result.report["stages"]
-    assert result.report["accuracy"]["consulted"] > first["accuracy"]["consulted"] > 0
-    assert result.report["seconds"]["repair"] > first["seconds"]["repair"] > 0
+def test_what_all_stages_took_is_added_up(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a second whenever it is looked at."""
+    seconds = itertools.count()
+    monkeypatch.setattr("onnxcompress.progress.time.perf_counter", lambda: next(seconds))
+    parts: list[dict[str, Any]] = []
+    genuine = run
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        result = genuine(*arguments, **options)
+        parts.append(json.loads(json.dumps(json_safe(result.report))))
+        return result
+
+    monkeypatch.setattr(stages, "run", watched)
+    whole = run_in_stages(DIGITS, config).report
+    first, last = parts
+    for name in {*first["seconds"], *last["seconds"]}:
+        both = first["seconds"].get(name, 0.0) + last["seconds"].get(name, 0.0)
+        assert whole["seconds"][name] == both > 0, name
+    consulted = [one["accuracy"]["consulted"] for one in parts]
+    assert whole["accuracy"]["consulted"] == sum(consulted) > max(consulted)
     assert "allowed" not in first["accuracy"]["words"]
     assert first["accuracy"]["words"].endswith("points.")
+
+
+def test_plans_of_all_stages_are_marked(config: Config) -> None:
+    result = run_in_stages(DIGITS, replace(config, stages=3, targets={"macs": 0.2}))
+    every = [one["plan"]["stage"] for one in (*result.report["stages"], result.report)]
+    assert every == [1, 2, 3]
+    assert result.plan.stage == 3
 
 
 @needs_torch

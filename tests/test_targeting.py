@@ -16,24 +16,14 @@ from onnxcompress.latency.interleave import Timing
 from onnxcompress.pipeline import Result, run
 from onnxcompress.plan.registry import parse_pass
 from onnxcompress.plan.rivals import Rival, Tournament, Way
-from onnxcompress.progress import Silent
+from onnxcompress.progress import Progress
 from onnxcompress.runtime import Execution
-
-
-class Log(Silent):
-    """Remembers what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, words: str) -> None:
-        self.notes.append(words)
 
 
 def job(
     model: onnx.ModelProto,
     target: dict[str, float],
-    log: Log | None = None,
+    log: Progress | None = None,
     then: str | None = None,
 ) -> Result:
     x = np.random.default_rng(1).standard_normal((200, 3, 8, 8)).astype(np.float32)
@@ -116,11 +106,10 @@ def test_out_of_reach(two_blocks: onnx.ModelProto, clock: Any) -> None:
 
 
 def test_the_verdict_finds_it_slower(
-    two_blocks: onnx.ModelProto, clock: Any, monkeypatch: pytest.MonkeyPatch
+    two_blocks: onnx.ModelProto, clock: Any, monkeypatch: pytest.MonkeyPatch, log: Any
 ) -> None:
     """A quarter slower than the plan was told: planned again, by what was found."""
     clock["verdict"] = lambda ms: 1.25 * ms
-    log = Log()
     result = job(two_blocks, {"latency": 0.7}, log)
     assert any(note.startswith("attempt 1: latency is at 0.7") for note in log.notes)
     assert result.report["remaining"]["latency"] <= 0.7
@@ -162,11 +151,11 @@ def test_what_lost_before_may_win_where_more_is_asked(
 
 
 def test_the_verdict_finds_it_much_faster(
-    two_blocks: onnx.ModelProto, clock: Any, monkeypatch: pytest.MonkeyPatch
+    two_blocks: onnx.ModelProto, clock: Any, monkeypatch: pytest.MonkeyPatch, log: Any
 ) -> None:
     """Half of what the plan was told: planned again once, and the one that loses less counts."""
     clock["verdict"] = lambda ms: 0.5 * ms
-    log, attempts = Log(), []
+    attempts = []
     genuine = pipeline._attempt
 
     def attempt(*arguments: Any, **options: Any) -> Any:

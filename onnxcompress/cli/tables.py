@@ -10,9 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_QUICKER = 0.98
-"""Of the original's time: what a canonical form or exact rewrites save is worth a line."""
-
 _UNITS = ("", "k", "M", "G", "T")
 
 
@@ -121,7 +118,7 @@ def _sortable(value: Any) -> float:
 
 def _changed(report: Mapping[str, Any], console: Console) -> None:
     lossless = report["lossless_latency_ratio"]
-    if lossless is not None and lossless < _QUICKER:
+    if lossless is not None:
         console.print(f"before any lossy rewrite: {lossless:.3f} of the original's time")
     stages = report.get("stages", ())
     for number, stage in enumerate(stages, 1):

@@ -74,8 +74,9 @@ def main() -> None:
                 row = measured(case, stem, arguments.effort, seed)
             rows.append(row)
             print(f"{name} seed {seed}: {row}", flush=True)
-        means = [float(np.mean([row.get(at, np.nan) for row in rows])) for at in ENDS]
-        print(f"{name}: {means[0]:.2f} repaired, {means[1]:.2f} trained ({rows[0]['unit']})")
+        means = {at: float(np.mean([row[at] for row in rows])) for at in ENDS if at in rows[0]}
+        told = ", ".join(f"{mean:.2f} {at}" for at, mean in means.items())
+        print(f"{name}: {told} ({rows[0]['unit']})")
 
 
 def measured(case: Case, stem: Path, effort: str, seed: int) -> dict[str, Any]:
