@@ -55,6 +55,8 @@ def distil(
     device: str = "cpu",
     threads: int | None = None,
     run_dir: str | Path | None = None,
+    recompute: bool | None = None,
+    precision: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Finetuned:
@@ -80,6 +82,9 @@ def distil(
         device: cpu or cuda.
         threads: on the CPU; default: all processors this process may use.
         run_dir: folder that keeps a checkpoint after every epoch; a killed run goes on from there.
+        recompute: compute again on the way back what the way there made, in place of keeping it;
+            by default where memory is short.
+        precision: float32, bfloat16 (mixed), or auto: the latter on GPUs that have it.
         seed: for every random choice.
         progress: told what every epoch came to.
 
@@ -105,6 +110,8 @@ def distil(
         device=device,
         threads=execution.threads,
         run=Path(run_dir) if run_dir is not None else None,
+        recompute=recompute,
+        precision=precision,
         seed=seed,
     )
     clock.stage("load")

@@ -169,9 +169,11 @@ class Planner:
         return self._choose(self._offers()).chosen != self._last
 
     def _offers(self) -> Options:
-        """Candidates per site, timed when the gate is on; collected once."""
+        """Candidates per site, timed when the gate is on; collected once, where any are needed."""
         if self._options is not None:
             return self._options
+        if self._met_already():
+            return Options((), ())
         self._remember_coupling()
         found = self._prepared.journal.recall("options", self._collected)
         self._options, self.timings = read_options(found, self.passes)
@@ -201,7 +203,7 @@ class Planner:
     def _choose(self, options: Options) -> Choice:
         sites = options.sites
         if self._config.targets:
-            if self._targeting.met_already():
+            if self._met_already():
                 return Choice((), ("the targets are met without a lossy rewrite",))
             choice = self._targeting.choice(
                 sites,
@@ -221,6 +223,10 @@ class Planner:
             return within_budget(sites, damages, self.timings, self._budget)
         choice, self._budget = within_bound(sites, self._trial, damages, self.timings)
         return choice
+
+    def _met_already(self) -> bool:
+        """Whether targets are asked for, and met before any lossy rewrite."""
+        return bool(self._config.targets) and self._targeting.met_already()
 
     def _expected(self, options: Options) -> Damages:
         """What every candidate is expected to do to the outputs; probed once."""

@@ -11,11 +11,12 @@ import click
 
 from onnxcompress.cli import options as shared
 from onnxcompress.cli.console import errors, output, progress_for
-from onnxcompress.finetune.settings import Settings
+from onnxcompress.finetune.settings import PRECISIONS, Settings
 
 _HANDED_ON = (
     *("data", "eval_data", "effort", "preprocess", "metric", "batch", "rate", "labels"),
     *("features", "temperature", "augment", "device", "threads", "run_dir", "seed"),
+    *("recompute", "precision"),
 )
 """Options that are arguments of `onnxcompress.distil` as they stand."""
 
@@ -80,6 +81,19 @@ def _number(name: str, metavar: str, words: str) -> Callable[[shared.F], shared.
     type=click.Path(),
     metavar="DIR",
     help="Folder for checkpoints; a killed run goes on from there.",
+)
+@click.option(
+    "--recompute/--keep",
+    default=None,
+    help="Compute again on the way back what the way there made, or keep it in memory [default: "
+    "keep it unless memory is short].",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="auto",
+    show_default=True,
+    help="auto: bfloat16 on GPUs that have it.",
 )
 @shared.report_option
 @shared.seed_option

@@ -16,6 +16,7 @@ from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.errors import DataError, ProviderError
 from onnxcompress.finetune.augmentation import fitting
 from onnxcompress.finetune.checkpoint import Checkpoint
+from onnxcompress.finetune.memory import is_short, step_bytes
 from onnxcompress.finetune.network import Network
 from onnxcompress.finetune.normalisation import normalise
 from onnxcompress.finetune.objective import Mixture, Objective, objective
@@ -124,6 +125,8 @@ def distil(
     with _threads(settings.threads):
         rest, held_out = data.held(_HELD_BYTES).split(settings.held_out, settings.seed)
         aim, first, count = _prepared(model, teacher, rest, settings)
+        if aim.student.recompute and settings.recompute is None:
+            progress.note("memory is short: the way back computes again what the way there made")
         augment = fitting(first) if settings.augment is None else settings.augment
         checkpoint = None
         if settings.run is not None:
@@ -198,6 +201,9 @@ def _prepared(
     # Of a few samples alone, statistics say little: those that are there stay.
     student.frozen = (data.fixed_batch or settings.batch) < FEW
     count = normalise(student, few()) if settings.normalise and not student.frozen else 0
+    needed = step_bytes(student.shapes(first), 1 if data.fixed_batch else settings.batch)
+    short = is_short(needed, device) if settings.recompute is None else settings.recompute
+    student.recompute = short
     return aim, [tuple(x.shape) for x in first.values()], count
 
 
@@ -205,7 +211,7 @@ def _key(
     model: onnx.ModelProto, teacher: onnx.ModelProto, data: Dataset, settings: Settings
 ) -> str:
     """Everything that training depends on."""
-    told = {k: v for k, v in vars(settings).items() if k not in {"run", "threads"}}
+    told = {k: v for k, v in vars(settings).items() if k not in {"recompute", "run", "threads"}}
     digests = [model_digest(model), model_digest(teacher), data.fingerprint()]
     return repr([version("onnxcompress"), torch.__version__, *digests, sorted(told.items())])
 

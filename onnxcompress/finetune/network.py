@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -18,6 +18,7 @@ from onnxcompress.finetune.operators.call import (
     as_tensor,
     widened,
 )
+from onnxcompress.finetune.recomputation import in_parts
 from onnxcompress.finetune.steps import STANDARD, Step, channels_last, operator_of, together
 from onnxcompress.finetune.trained import trained_names
 from onnxcompress.graph.view import attributes
@@ -49,6 +50,8 @@ class Network(torch.nn.Module):
     """How far running statistics follow a batch."""
     frozen = False
     """Whether BatchNormalization keeps to its running statistics in training, too."""
+    recompute = False
+    """Whether the way back computes again what the way there made, in place of keeping it."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__()
@@ -210,14 +213,26 @@ class Network(torch.nn.Module):
             UnsupportedError: a form of an operator is not known.
             ModelError: the inputs do not fit the graph.
         """
-        values, device = self._constants(), self.device
+        values = self._constants()
         values.update({name: channels_last(feeds[name]) for name in self.inputs})
-        for step in self.steps:
+        if self.recompute and torch.is_grad_enabled():
+            norms: list[Any] = [self, *self._norms.values()]
+            values = in_parts(
+                lambda v, part: self._through(v, part, also), self.steps, values, norms
+            )
+        else:
+            values = self._through(values, self.steps, also)
+        return {name: values[name] for name in (*self.outputs, *also)}
+
+    def _through(self, known: Values, steps: Sequence[Step], also: Collection[str]) -> Values:
+        """What is known once some steps are carried out, and still read behind them."""
+        values, device = dict(known), self.device
+        for step in steps:
             values.update(self._run(step, values, device))
             for name in step.done:
                 if name not in also:
                     del values[name]
-        return {name: values[name] for name in (*self.outputs, *also)}
+        return values
 
     def given(self, feeds: Mapping[str, Array]) -> Values:
         """Arrays as the tensors that this network computes with."""

@@ -35,6 +35,7 @@ class ChannelNorm(torch.nn.Module):
 
     mean: torch.Tensor
     variance: torch.Tensor
+    momentum = Network.momentum
 
     def __init__(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class ChannelNorm(torch.nn.Module):
             self.gain,
             self.shift,
             training=self.training,
-            momentum=Network.momentum,
+            momentum=self.momentum,
             eps=_EPSILON,
         )
 

@@ -10,6 +10,8 @@ from onnxcompress.errors import UsageError
 
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)(e|m)")
 
+PRECISIONS = ("auto", "float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -75,6 +77,10 @@ class Settings:
         threads: of PyTorch on the CPU.
         device: cpu or cuda.
         run: folder that keeps a checkpoint after every epoch.
+        recompute: whether the way back computes again what the way there made, which takes a third
+            longer and little memory; None where memory is short. Weights come out the same.
+        precision: float32, or bfloat16 where PyTorch's autocast allows it (weights stay float32);
+            auto takes the latter on GPUs that have it. Held-out samples are judged in float32.
     """
 
     effort: Effort = field(default_factory=lambda: Effort(epochs=10))
@@ -92,6 +98,8 @@ class Settings:
     threads: int = 1
     device: str = "cpu"
     run: Path | None = None
+    recompute: bool | None = None
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -105,5 +113,7 @@ class Settings:
         ):
             if not low <= getattr(self, name) <= high:
                 raise UsageError(f"{name} must lie between {low:g} and {high:g}")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision '{self.precision}' is none of {', '.join(PRECISIONS)}")
         if not 0 < self.held_out < 1:
             raise UsageError(f"held_out must lie between 0 and 1, not {self.held_out:g}")

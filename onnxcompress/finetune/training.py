@@ -17,6 +17,7 @@ from onnxcompress.finetune.checkpoint import Checkpoint
 from onnxcompress.finetune.network import Values
 from onnxcompress.finetune.normalisation import folded_values
 from onnxcompress.finetune.objective import Objective
+from onnxcompress.finetune.precision import autocast, single
 from onnxcompress.finetune.settings import Settings
 
 _WARM_UP = 0.05
@@ -199,7 +200,9 @@ class Training:
             taken = list(islice(batches, parts))
             for feeds, labels in taken:
                 feeds = varied(feeds, self.augment, generator)
-                loss = self.aim.loss(self.aim.answered(feeds), self.aim.taught(feeds), labels)
+                with autocast(self.settings.precision, self.student.device):
+                    answered, taught = self.aim.answered(feeds), self.aim.taught(feeds)
+                loss = self.aim.loss(single(answered), single(taught), labels)
                 torch.autograd.backward(loss / len(taken))
                 total += float(loss.detach()) / len(taken)
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), _CLIP)
