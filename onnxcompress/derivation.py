@@ -46,6 +46,7 @@ def derive(
     shapes: Mapping[str, Sequence[int]] | Iterable[str] = (),
     batch: int | None = None,
     repair: str = "refit",
+    finetune: str | None = None,
     samples: int = SAMPLES,
     exclude: Iterable[str] = (),
     seed: int = 0,
@@ -78,6 +79,8 @@ def derive(
         shapes: representative sizes for dynamic inputs, by name or as `name:d0,d1` texts.
         batch: batch at which a dynamic first dimension is measured.
         repair: as for `compress`.
+        finetune: train every network that is built towards the seed network's answers, for epochs
+            (`3e`) or minutes (`20m`, whose results are never quite the same).
         samples: inputs of `data` that moments and repair look at, at most.
         exclude: regular expressions of node names to leave alone.
         seed: for every random choice.
@@ -110,6 +113,7 @@ def derive(
         shapes=sizes_of(shapes),
         batch=batch,
         repair=repair,
+        finetune=finetune,
         samples=samples,
         exclude=tuple(exclude),
         seed=seed,

@@ -82,7 +82,7 @@ def run(
     clock = Timekeeper(progress or Silent())
     progress = clock
     prepared = prepare(source, config, progress, start=start)
-    retraining = Retraining(prepared, progress) if config.finetune is not None else None
+    retraining = Retraining(prepared, config.finetune, progress) if config.finetune else None
     planner = Planner(prepared, progress)
     metric = verdict_metric(prepared)
     bounds = planner.bounds

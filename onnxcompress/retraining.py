@@ -22,6 +22,7 @@ class Retraining:
 
     Args:
         prepared: the job.
+        effort: how long, as text.
         progress: told what every epoch came to.
 
     Raises:
@@ -30,7 +31,7 @@ class Retraining:
         ProviderError: PyTorch sees no GPU where `--providers cuda` wants one.
     """
 
-    def __init__(self, prepared: Prepared, progress: Progress) -> None:
+    def __init__(self, prepared: Prepared, effort: str, progress: Progress) -> None:
         require_torch()
         from onnxcompress.finetune.job import check_device
         from onnxcompress.finetune.network import Network
@@ -41,7 +42,7 @@ class Retraining:
         self._prepared, self._progress = prepared, progress
         self._data = inputs.calibration
         self._settings = Settings(
-            effort=parse_effort(config.finetune or ""),
+            effort=parse_effort(effort),
             threads=config.execution.threads,
             seed=config.seed,
             device="cuda" if config.execution.providers == ("cuda",) else "cpu",

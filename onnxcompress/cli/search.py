@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _HANDED_ON = (
     *("data", "eval_data", "constraint", "candidates", "ranking", "within", "round_to"),
     *("executor", "workers", "address", "metric", "preprocess", "providers", "threads"),
-    *("shapes", "batch", "repair", "samples", "exclude", "seed", "force"),
+    *("shapes", "batch", "repair", "finetune", "samples", "exclude", "seed", "force"),
 )
 """Options that are arguments of `onnxcompress.derive` as they stand."""
 
@@ -105,6 +105,11 @@ _HANDED_ON = (
 @shared.execution_options
 @shared.size_options
 @shared.repair_options
+@click.option(
+    "--finetune",
+    metavar="EPOCHS|MINUTES",
+    help="Train every network that is built towards IN's answers on --data, like 3e or 20m.",
+)
 @shared.exclude_option
 @shared.seed_option
 @click.option("--force", is_flag=True, help="Begin again where OUTDIR holds another search.")
@@ -114,9 +119,9 @@ def search_command(**values: Any) -> None:
     """Derive networks of several widths from the model IN, and write them to OUTDIR.
 
     Layers are binned into superblocks, and every superblock has a set of width modifiers. All
-    combinations are estimated; a few that no other one beats are built without any training,
-    repaired, judged and timed. OUTDIR gets the models with their plans, search.csv, search.json and
-    a plot. A search that was killed goes on where it was when it is started again.
+    combinations are estimated; a few that no other one beats are built, repaired (and trained, with
+    --finetune), judged and timed. OUTDIR gets the models with their plans, search.csv, search.json
+    and a plot. A search that was killed goes on where it was when it is started again.
     """
     from onnxcompress.derivation import derive
 

@@ -21,6 +21,7 @@ from onnxcompress.preparation import prepare, verdict_metric
 from onnxcompress.progress import Progress, Silent
 from onnxcompress.report.build import environment
 from onnxcompress.report.write import model_bytes
+from onnxcompress.retraining import Retraining
 from onnxcompress.rewrite.manager import rewrite
 from onnxcompress.search.constraints import parse_constraint
 from onnxcompress.search.estimates import Estimates, by_superblock, count, in_proportion, singles
@@ -116,6 +117,9 @@ class Search:
             return Journal(folder, context)
 
         self._prepared = prepare(source, config, progress, open_journal=open_journal)
+        if config.finetune is not None:
+            # What it lacks is said before the work, not after it.
+            Retraining(self._prepared, config.finetune, progress)
         progress.stage("superblocks")
         self._owner = next(owner for owner in self._prepared.passes if owner.name == OWNER)
         options = self._collected()
@@ -249,11 +253,13 @@ class Search:
             patched=config.samples,
         )
         # The samples are in `inputs`, and nothing is kept by workers.
-        config = replace(config, data=None, eval_data=None, run=None)
+        finetune = config.finetune
+        config = replace(config, data=None, eval_data=None, run=None, finetune=None)
         alone = replace(
             prepared, inputs=inputs, facts=facts, config=config, journal=Journal(None, "")
         )
-        return Shared(alone, self._sites, metric, model_digest(prepared.original.model))
+        digest = model_digest(prepared.original.model)
+        return Shared(alone, self._sites, metric, digest, finetune)
 
     def _unrepaired(self, vector: Vector) -> bytes:
         """A combination as quick as it will be, and not fitted."""

@@ -23,6 +23,7 @@ from onnxcompress.plan.plan import Plan, described
 from onnxcompress.preparation import Prepared, proof_feeds
 from onnxcompress.progress import Silent
 from onnxcompress.report.write import model_bytes
+from onnxcompress.retraining import Retraining
 from onnxcompress.rewrite.manager import rewrite
 from onnxcompress.rewrite.proof import Bench, prove
 from onnxcompress.search.space import Vector, chosen_by
@@ -41,12 +42,14 @@ class Shared:
         sites: candidates per superblock, the first of which takes nothing.
         metric: what is judged by.
         digest: of the canonical model, for plans.
+        finetune: how long networks are trained, as text; None leaves them as repair does.
     """
 
     prepared: Prepared
     sites: tuple[tuple[Candidate[Any], ...], ...]
     metric: Metric
     digest: str
+    finetune: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,10 @@ class Workshop:
         )
         repaired = bench.repairs()(rewritten)
         model = repaired.model if repaired is not None else rewritten.model
+        trained = {}
+        if self._shared.finetune is not None:
+            result = Retraining(prepared, self._shared.finetune, Silent())(model)
+            model, trained = result.model, {"finetune": result.to_dict()}
         check_structure(model)
         check_values(model)
         differences = interface_differences(prepared.source.model, model)
@@ -145,7 +152,7 @@ class Workshop:
             gate=False,
         )
         error, figures = self._judged(model)
-        return Found(task, error, figures, 0.0, model_bytes(model), plan.to_json())
+        return Found(task, error, figures | trained, 0.0, model_bytes(model), plan.to_json())
 
     def _judged(self, model: onnx.ModelProto) -> tuple[float, dict[str, Any]]:
         """What the inputs of the verdict say, and what is counted."""

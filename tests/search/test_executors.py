@@ -119,6 +119,44 @@ def test_plans_make_the_same_models(
         assert found == (place / row.name).read_bytes()
 
 
+def test_networks_are_trained(
+    network: onnx.ModelProto, config_for: Callable[..., Config], tmp_path: Path
+) -> None:
+    """By processes as by one: the same weights, and closer to the seed network than without."""
+    pytest.importorskip("torch", reason="no PyTorch: pip install 'onnxcompress[finetune]'")
+    half = Request(folder=tmp_path / "plain", count=1, also=((0.5, 0.5), (0.5, 1.0)))
+    unrepaired = replace(config_for(), repair="off")
+    plain = search(network, unrepaired, half)
+    config = replace(unrepaired, finetune="30e")
+    trained = search(network, config, replace(half, folder=tmp_path / "trained"))
+    places = replace(half, folder=tmp_path / "processes", executor=Processes(2))
+    again = search(network, config, places)
+    before, after = ({row.name: row for row in one.rows} for one in (plain, trained))
+    for name in ("c0.5-0.5.onnx", "c0.5-1.onnx"):
+        assert after[name].figures["finetune"]["improved"]
+        assert after[name].error < before[name].error
+        assert "finetune" not in before[name].figures
+        one, other = ((tmp_path / f / name).read_bytes() for f in ("trained", "processes"))
+        assert one == other != (tmp_path / "plain" / name).read_bytes()
+    assert again.to_dict()["models"][0]["finetune"]["epochs"]
+
+
+def test_what_training_lacks_is_said_first(
+    network: onnx.ModelProto,
+    config_for: Callable[..., Config],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing() -> None:
+        raise UsageError("no PyTorch")
+
+    monkeypatch.setattr("onnxcompress.retraining.require_torch", missing)
+    config, asked = replace(config_for(), finetune="1e"), Counting()
+    with pytest.raises(UsageError, match="no PyTorch"):
+        search(network, config, Request(folder=folder, executor=asked))
+    assert asked.asked == []
+
+
 def test_a_search_that_was_interrupted_goes_on(
     network: onnx.ModelProto, config_for: Callable[..., Config], folder: Path
 ) -> None:
