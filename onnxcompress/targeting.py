@@ -122,11 +122,13 @@ class Targeting:
         every = tournament()
         first = self._first_ways(every, sites, damages, timings)
         self._progress.stage("weigh plans")
-        every.expect(5)
+        every.expect(8)
         others = list(self._other_ways(first, sites, damages, timings, rest))
         if others and ("latency" not in self._targets or every.error(first) > _SMALL):
             for way in others:
                 every.enter(way)
+            if every.leader.way != first.way:
+                every.beside(every.leader, len(self._order.path))
         return self._taken(every)
 
     def _readmit(self, tournament: Tournament) -> None:

@@ -142,6 +142,22 @@ class Tournament:
                 self.enter(Way((nearest + best) // 2))
         return self.leader
 
+    def beside(self, rival: Rival, length: int) -> Rival:
+        """The best, once a way was also gone with more, with fewer and with no branches of a path.
+
+        Along the path itself it was gone in the plain way, for which other numbers are best.
+        """
+        if rival.way.gone:
+            self.enter(replace(rival.way, gone=0))
+        for turn in (-1, 1):
+            best, gone = rival, rival.way.gone + turn
+            while 0 <= gone <= length:
+                other = self.enter(replace(rival.way, gone=gone))
+                if self._rank(other) >= self._rank(best):
+                    break
+                best, gone = other, gone + turn
+        return self.leader
+
     def error(self, rival: Rival) -> float:
         """Relative squared error of the outputs after a brief repair."""
         chosen = rival.choice.chosen

@@ -55,6 +55,27 @@ def test_the_least_error_along_a_path(offer: Offer) -> None:
     assert "2 branches 0.7; 4 branches 0.5; " in note
 
 
+@pytest.mark.parametrize(
+    ("alone", "best", "tried"),
+    [
+        # From three branches down to one, and four; then none at all.
+        ([0.5, 0.2, 0.3, 0.4, 0.6, 0.7], 1, {0, 1, 2, 3, 4}),
+        ([0.1, 0.5, 0.5, 0.4, 0.3, 0.35], 0, {0, 2, 3, 4, 5}),
+        ([0.9, 0.9, 0.9, 0.4, 0.3, 0.2], 5, {0, 2, 3, 4, 5}),
+    ],
+)
+def test_another_way_has_another_best_length(
+    offer: Offer, alone: list[float], best: int, tried: set[int]
+) -> None:
+    path = Path(offer, alone)
+    tournament = Tournament(path.choose, path.trial, lambda chosen: path.errors[len(chosen) - 1])
+    first = tournament.enter(Way(3, only="svd"))
+    tournament.beside(first, 5)
+    assert tournament.winner().way == Way(best, only="svd")
+    assert set(path.tried) == tried
+    assert len(path.tried) == len(tried)
+
+
 def test_close_calls_are_repaired_thoroughly(offer: Offer) -> None:
     """Of the three that come closest; and none where one is clearly the best."""
     path = Path(offer, [0.9, 0.8, 0.5, 0.42, 0.4, 0.45], kinder=0.1)
