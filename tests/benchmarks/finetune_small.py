@@ -1,7 +1,7 @@
 """Small networks, far below their size, after distillation without labels.
 
     python tests/benchmarks/finetune_small.py [--only NAME] [--for 20e] [--stages 3] [--threads 2]
-        [--rate 2e-4] [--labels 0]
+        [--rate 2e-4] [--labels 0] [--augment none]
 
 The embedded `vgg_tiny` with so few filters that its convolutions have at most the 4,077 parameters
 of the learned language of Sehgal's poster, on Fashion-MNIST; LeNet-300-100 at 15 % and LeNet-5 at
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--labels", type=float, default=0.0)
+    parser.add_argument("--augment", default="auto")
     arguments = parser.parse_args()
     for case in CASES:
         if arguments.only and arguments.only not in case.network:
@@ -81,6 +82,7 @@ def measured(case: Case, arguments: argparse.Namespace) -> str:
         threads=arguments.threads,
         rate=arguments.rate,
         labels=arguments.labels,
+        augment=arguments.augment,
     )
     report = found.report
     rates = [report[k]["metric"]["value"] for k in ("before", "after")]
