@@ -10,11 +10,13 @@ import onnx
 import pytest
 
 from onnxcompress.analyse.facts import Facts
+from onnxcompress.embedded import embedded
 from onnxcompress.errors import UsageError
 from onnxcompress.graph.editor import Editor
 from onnxcompress.graph.infer import with_value_info
 from onnxcompress.graph.view import GraphView
-from onnxcompress.plan.contract import Candidate, Refusal
+from onnxcompress.load.canonical import canonicalise
+from onnxcompress.plan.contract import Candidate, Refusal, Site
 from onnxcompress.rewrite.manager import rewrite
 from onnxcompress.runtime import Execution, open_session
 from onnxcompress_passes.dsl.clusters import Clusters
@@ -174,3 +176,26 @@ def test_options_are_checked(options: dict[str, Any]) -> None:
 def test_settings_are_checked(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Dsl().load_setting(values)
+
+
+def test_counts_of_the_poster(seen: See) -> None:
+    """Five, six and eight filters for the layers of `vgg_tiny`: 4,077 weights; merged, 747."""
+    model = canonicalise(onnx.load(embedded("vgg_tiny.onnx"))).model
+    owner, facts = Dsl(count="5+6+8", distance="ssim"), seen(model)
+    sites = [s for s in owner.sites(facts) if isinstance(s, Site) and s.node.startswith("conv")]
+    chosen = [owner.candidates(site, facts)[0] for site in sites]
+    editor = Editor(model)
+    assert owner.reference(chosen, editor)
+    shared = kernels(editor.finish())
+    assert [len(np.unique(w, axis=0)) for w in shared] == [5, 6, 8]
+    assert sum(np.unique(w, axis=0).size for w in shared) == 4_077
+    merged = rewrite(model, chosen, {"dsl": owner}, strict=True).model
+    assert sum(w.size for w in kernels(merged)) == 747
+    floats = [t for t in merged.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    assert sum(int(np.prod(t.dims)) for t in floats) == 126_088
+
+
+def kernels(model: onnx.ModelProto) -> list[np.ndarray]:
+    """Weights of the convolutions, in order."""
+    held = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    return [held[node.input[1]] for node in model.graph.node if node.op_type == "Conv"]
