@@ -61,6 +61,9 @@ def main() -> None:
     parser.add_argument("--labels", type=float, default=0.0)
     parser.add_argument("--augment", default="auto")
     arguments = parser.parse_args()
+    own = (arguments.rate, arguments.labels, arguments.augment)
+    if arguments.stages > 1 and own != (2e-4, 0.0, "auto"):
+        parser.error("--rate, --labels and --augment are of one stage: compress has its own")
     for case in CASES:
         if arguments.only and arguments.only not in case.network:
             continue
@@ -123,13 +126,13 @@ def asked(case: Case) -> dict[str, Any]:
 def inputs(case: Case) -> dict[str, Any]:
     """All training images, and the test images."""
     stem, preprocess = case.data
-    train, test = (
-        {name: arrays[name] for name in ("x", "y")}
-        for arrays in (
-            np.load(SHARED / "data" / f"{stem}_{part}.npz") for part in ("train", "test")
-        )
-    )
+    train, test = (arrays(stem, part) for part in ("train", "test"))
     return {"data": train, "eval_data": test, "preprocess": preprocess}
+
+
+def arrays(stem: str, part: str) -> dict[str, np.ndarray]:
+    with np.load(SHARED / "data" / f"{stem}_{part}.npz") as stored:
+        return {name: stored[name] for name in ("x", "y")}
 
 
 def parameters(model: onnx.ModelProto) -> int:

@@ -130,11 +130,9 @@ class Loop:
 
 
 def source(network: str) -> Path:
-    return (
-        embedded("vgg_tiny.onnx")
-        if network == "vgg_tiny"
-        else SHARED / "models" / f"{network}.onnx"
-    )
+    if network == "vgg_tiny":
+        return embedded("vgg_tiny.onnx")
+    return SHARED / "models" / f"{network}.onnx"
 
 
 def images(network: str) -> tuple[str, str, str]:

@@ -1,7 +1,7 @@
 """Latency targets: what is asked, what a fresh process measures, and what the planner expected.
 
     python tests/benchmarks/latency_targets.py --out DIR [--only NAME] [--target 0.6] [--seed 0]
-        [--threads 2] [--samples 1024] [--figure docs/figures/latency_predictions.png] [--table]
+        [--threads 2] [--figure docs/figures/latency_predictions.png] [--table]
 
 Every network is compressed to every target (`--max-drop 100`, the balanced recipe) in a process of
 its own; then `onnxcompress bench` times the result against the original in another. Rows are kept
@@ -51,14 +51,13 @@ def main() -> None:
     parser.add_argument("--target", action="append", type=float)
     parser.add_argument("--seed", action="append", type=int)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--samples", type=int, default=1024, help="calibration inputs of a job")
     parser.add_argument("--table", action="store_true", help="run nothing, print what is there")
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
         name, target, seed = arguments.case
-        one_case(subject(name), float(target), int(seed), arguments)
+        one_case(subject(name), float(target), int(seed), arguments.threads, arguments.out)
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "rows.jsonl"
@@ -69,7 +68,7 @@ def main() -> None:
             for target, seed in product(arguments.target or TARGETS, arguments.seed or (0,)):
                 case = {"network": name, "target": target, "seed": seed}
                 if not any(case.items() <= row.items() for row in rows(path)):
-                    row = case | run_case(name, target, seed, arguments)
+                    row = case | run_case(name, target, seed, arguments.threads, arguments.out)
                     with path.open("a") as file:
                         file.write(json.dumps(row) + "\n")
     print(table(rows(path)))
@@ -105,10 +104,10 @@ def case_path(out: Path, name: str, target: float, seed: int = 0) -> Path:
     return path
 
 
-def one_case(subject: Subject, target: float, seed: int, arguments: argparse.Namespace) -> None:
+def one_case(subject: Subject, target: float, seed: int, threads: int, out: Path) -> None:
     """Compress, and leave the model and its report behind; exit codes as the command's."""
     calibration, judged = split_inputs(subject)
-    where = case_path(arguments.out, subject.model, target, seed)
+    where = case_path(out, subject.model, target, seed)
     try:
         result = oc.compress(
             source(subject.model),
@@ -117,8 +116,7 @@ def one_case(subject: Subject, target: float, seed: int, arguments: argparse.Nam
             target={"latency": target},
             max_drop=100.0,
             min_snr=-1000.0,
-            threads=arguments.threads,
-            samples=arguments.samples,
+            threads=threads,
             seed=seed,
         )
     except oc.BoundError as error:
@@ -129,13 +127,11 @@ def one_case(subject: Subject, target: float, seed: int, arguments: argparse.Nam
     (where / "report.json").write_text(json.dumps(json_safe(result.report)))
 
 
-def run_case(name: str, target: float, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    out, threads = arguments.out, arguments.threads
+def run_case(name: str, target: float, seed: int, threads: int, out: Path) -> dict[str, Any]:
     started = time.monotonic()
     done = subprocess.run(
         [
             *(sys.executable, __file__, "--out", out, "--threads", str(threads)),
-            *("--samples", str(arguments.samples)),
             *("--case", name, str(target), str(seed)),
         ],
         stderr=subprocess.PIPE,
