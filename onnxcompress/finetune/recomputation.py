@@ -1,8 +1,7 @@
 """Steps whose results are not kept for the way back, but computed again (gradient checkpoints).
 
-Of n steps the results of about a root of n are kept, and as many computed again at a time: memory
-falls by about a root of n, and a training step takes a third longer (Chen et al. 2016, "Training
-Deep Nets with Sublinear Memory Cost").
+Of n steps the results of about a root of n are kept, and as many computed again at a time, which
+costs another forward pass (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
 """
 
 from __future__ import annotations

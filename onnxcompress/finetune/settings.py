@@ -78,7 +78,7 @@ class Settings:
         device: cpu or cuda.
         run: folder that keeps a checkpoint after every epoch.
         recompute: whether the way back computes again what the way there made, which takes a third
-            longer and little memory; None where memory is short. Weights come out the same.
+            longer and less memory; None where memory is short. Weights come out the same.
         precision: float32, or bfloat16 where PyTorch's autocast allows it (weights stay float32);
             auto takes the latter on GPUs that have it. Held-out samples are judged in float32.
     """

@@ -1,17 +1,21 @@
 """A training step through the interpreter against the same network written in PyTorch.
 
-    python tests/benchmarks/finetune_speed.py [--batch 64] [--rounds 9]
+    python tests/benchmarks/finetune_speed.py [--batch 64] [--rounds 9] [--channels-last]
+    python tests/benchmarks/finetune_speed.py --recompute [--batch 64] [--rounds 9]
 
 ResNet-56 for CIFAR-10 (He et al. 2016, shortcuts by 1 x 1 convolutions), written as PyTorch
 modules, and its export, run by the interpreter with the folded normalisations taken out again:
 forward, backward, and a step of AdamW, in turns in one process. Printed is the median of the paired
-ratios.
+ratios. With --recompute the interpreter that computes results again on the way back is set against
+the one that keeps them; memory is how much a process of its own grows by two steps, at most.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import multiprocessing
+import resource
 import time
 import warnings
 from collections.abc import Callable
@@ -88,13 +92,54 @@ def step_of(
     return step
 
 
+def trained(batch: int, *, recompute: bool) -> tuple[Callable[[torch.Tensor], float], torch.Tensor]:
+    """A step of the interpreter, and a batch."""
+    network = Network(exported(resnet56(), 8))
+    x = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    (name,) = network.inputs
+    # Few samples: memory that statistics take must not hide what steps take.
+    normalise(network, [{name: x[:8]}])
+    network.train()
+    network.recompute = recompute
+    run = step_of(lambda x: network({name: x})[network.outputs[0]], [*network.parameters()])
+    return run, x
+
+
+def growth(batch: int, recompute: bool) -> float:
+    """MiB that two steps make a process grow by."""
+    torch.set_num_threads(THREADS)
+    step, x = trained(batch, recompute=recompute)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(2):
+        step(x)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def compare_memory(batch: int, rounds: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        sizes = [pool.apply(growth, (batch, again)) for again in (True, False)]
+    (again, x), (keep, _) = (trained(batch, recompute=one) for one in (True, False))
+    both = np.array([(again(x), keep(x)) for _ in range(rounds + 2)][2:])
+    print(
+        f"batch {batch}, {THREADS} threads, torch {torch.__version__}: computed again "
+        f"{1e3 * np.median(both[:, 0]):.0f} ms and {sizes[0]:.0f} MiB, kept "
+        f"{1e3 * np.median(both[:, 1]):.0f} ms and {sizes[1]:.0f} MiB; median of ratios "
+        f"{np.median(both[:, 0] / both[:, 1]):.3f}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--channels-last", action="store_true", help="the module's weights, too")
+    parser.add_argument("--recompute", action="store_true", help="against keeping results")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
+    if arguments.recompute:
+        compare_memory(arguments.batch, arguments.rounds)
+        return
     native = resnet56()
     model = exported(native, arguments.batch)
     if arguments.channels_last:
