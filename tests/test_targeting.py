@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -48,14 +49,15 @@ def branches(result: Result) -> list[str]:
 def clock(monkeypatch: pytest.MonkeyPatch, quick: None) -> dict[str, Callable[..., float]]:
     """Networks take a millisecond per convolution and one per 10,000 weights of theirs.
 
-    `verdict` turns that into what the verdict measures.
+    `verdict` turns that into what the verdict measures, `layers` is what so many convolutions take.
     """
-    how: dict[str, Callable[..., float]] = {"verdict": lambda ms: ms}
+    how: dict[str, Callable[..., float]] = {"verdict": lambda ms: ms, "layers": float}
 
     def taken(model: onnx.ModelProto) -> float:
         sizes = {t.name: int(np.prod(t.dims)) for t in model.graph.initializer}
         layers = [n for n in model.graph.node if n.op_type == "Conv"]
-        return len(layers) + sum(sizes.get(n.input[1], 0) for n in layers) / 1e4 + 0.1
+        weights = sum(sizes.get(n.input[1], 0) for n in layers)
+        return how["layers"](len(layers)) + weights / 1e4 + 0.1
 
     def layered(models: Any, *_arguments: Any, **_options: Any) -> list[Timing]:
         return [Timing(((taken(m),),) * 3) for m in models]
@@ -98,6 +100,20 @@ def test_milliseconds_take_branches(two_blocks: onnx.ModelProto, clock: Any) -> 
     assert any("errors of plans after brief repair: no branch " in n for n in result.plan.notes)
     assert any("measured before repair: latency 0." in n for n in result.plan.notes)
     assert len(branches(job(two_blocks, {"latency": 0.3}))) == 2
+
+
+def test_the_best_way_is_gone_with_other_numbers_of_branches(
+    two_blocks: onnx.ModelProto, clock: Any
+) -> None:
+    """Layers take as long as they are large here: `lnr` alone is best, and keeps branches."""
+    clock["layers"] = lambda count: 1e-3 * count
+    result = job(two_blocks, {"latency": 0.7})
+    found = re.search(
+        r"; lnr alone ([\d.]+).*; 1 branch, lnr alone ([\d.]+)", result.plan.notes[-1]
+    )
+    assert found is not None
+    assert float(found[1]) < float(found[2])
+    assert branches(result) == []
 
 
 def test_out_of_reach(two_blocks: onnx.ModelProto, clock: Any) -> None:
@@ -230,9 +246,27 @@ def test_what_the_canonical_form_saves_is_not_paid_for_again(
     result = job(with_defaults(two_blocks), {"latency": 0.5})
     assert result.plan.empty
     assert "the targets are met without a lossy rewrite" in result.plan.notes
+    reasons = {row["reason"] for row in result.report["layers"]}
+    assert reasons == {"the targets are met without a lossy rewrite"}
     assert result.report["lossless_latency_ratio"] == pytest.approx(1 / 3)
     assert result.report["remaining"]["latency"] == pytest.approx(1 / 3)
     assert len(result.model.graph.input) == 1
+
+
+def test_a_verdict_that_misses_what_seemed_met_has_passes_asked(
+    two_blocks: onnx.ModelProto, slow_defaults: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The canonical form is timed at a third, and judged at 0.4: layers go after all."""
+
+    def judged(models: Any, *_arguments: Any, **_options: Any) -> list[Timing]:
+        layers = [sum(n.op_type == "Conv" for n in model.graph.node) + 0.1 for model in models]
+        return [Timing(((3.0 * layers[0],),) * 3), *(Timing(((1.2 * n,),) * 3) for n in layers[1:])]
+
+    monkeypatch.setattr("onnxcompress.verify.speed.interleaved", judged)
+    result = job(with_defaults(two_blocks), {"latency": 0.36})
+    assert result.plan.chosen
+    assert "the targets are met without a lossy rewrite" not in result.plan.notes
+    assert result.report["remaining"]["latency"] <= 0.36
 
 
 def test_the_canonical_form_alone_is_a_gain_if_it_is_quicker(

@@ -46,6 +46,10 @@ def layer_table(
     reasons: dict[str, list[str]] = defaultdict(list)
     for refusal in plan.refusals:
         reasons[refusal.node].append(f"{refusal.pass_name}: {refusal.reason}")
+    untouched = "no rewrite that was chosen changes it"
+    if plan.notes and not plan.chosen:
+        # Where passes were not even asked, the plan says why.
+        untouched = plan.notes[0]
     rows: list[dict[str, Any]] = []
     for node in facts.model.graph.node:
         if node.op_type not in COUNTED_OPERATORS:
@@ -76,7 +80,7 @@ def layer_table(
         else:
             row |= {
                 "pass": None,
-                "reason": "; ".join(reasons[node.name]) or "no rewrite that was chosen changes it",
+                "reason": "; ".join(reasons[node.name]) or untouched,
             }
         rows.append(row)
     rows.extend(

@@ -70,6 +70,21 @@ class TestFinetune:
         onnx.checker.check_model(onnx.load(out), full_check=True)
         assert list(onnx.load(out).graph.node) == list(onnx.load(student).graph.node)
 
+    def test_memory_and_precision(
+        self, cli: Callable[..., Any], student: Path, digits: list[str], tmp_path: Path
+    ) -> None:
+        """Computing again changes nothing, half precision does."""
+        made = []
+        for number, options in enumerate(
+            (["--keep"], ["--recompute"], ["--recompute", "--precision", "bfloat16"])
+        ):
+            out = tmp_path / f"out{number}.onnx"
+            given = ["--teacher", TEACHER, *digits, "--for", "1e", "--threads", "1", *options]
+            outcome = cli("finetune", student, out, *given)
+            assert outcome.code == 0, outcome.err
+            made.append(out.read_bytes())
+        assert made[0] == made[1] != made[2]
+
     def test_nothing_gained(
         self, cli: Callable[..., Any], digits: list[str], tmp_path: Path
     ) -> None:

@@ -72,6 +72,15 @@ def test_a_search(files: list[str], tmp_path: Path) -> None:
     assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_trained_networks(files: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="no PyTorch: pip install 'onnxcompress[finetune]'")
+    options = ["--ratios", "1,.5", "--round-to", "1", "--also", ".5,.5", "--candidates", "1"]
+    outcome = CliRunner().invoke(cli, [*files, *options, "--finetune", "2e"])
+    assert outcome.exit_code == 0, outcome.output
+    report = json.loads((tmp_path / "family" / "search.json").read_text())
+    assert all(len(model["finetune"]["epochs"]) == 2 for model in report["models"])
+
+
 def test_json_on_standard_output(files: list[str]) -> None:
     options = ["--ratios", "1,.5", "--candidates", "1", "--round-to", "1", "--json", "--quiet"]
     result = CliRunner().invoke(cli, [*files, *options], catch_exceptions=False)

@@ -97,13 +97,16 @@ def test_less_is_kept(deep: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("norms", [True, False])
-def test_the_same_weights(teacher: Any, forgetful: Any, data: Any, norms: bool) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_same_weights(
+    teacher: Any, forgetful: Any, data: Any, norms: bool, precision: str
+) -> None:
     made = [
         distil(
             forgetful(teacher),
             teacher,
             data,
-            Settings(recompute=again, normalise=norms, **SHORT),
+            Settings(recompute=again, normalise=norms, precision=precision, **SHORT),
             Silent(),
         )
         for again in (False, True)
