@@ -11,7 +11,7 @@ import onnx
 from onnxcompress.api import execution_of, spec_of
 from onnxcompress.calibrate.inputs import open_inputs
 from onnxcompress.errors import ModelError, UsageError
-from onnxcompress.finetune.settings import Settings, parse_effort
+from onnxcompress.finetune.settings import Settings, parse_effort, parse_losses
 from onnxcompress.load.checks import check_structure, check_values
 from onnxcompress.load.source import ModelSource, Source, read_source
 from onnxcompress.preparation import chosen_metric
@@ -51,6 +51,7 @@ def distil(
     labels: float = Settings.labels,
     features: float = Settings.features,
     temperature: float = Settings.temperature,
+    loss: str = "auto",
     augment: str = "auto",
     device: str = "cpu",
     threads: int | None = None,
@@ -78,6 +79,8 @@ def distil(
         labels: share of the cross entropy to the labels of `data`, 0 to 1.
         features: weight of the differences between what the networks compute on the way.
         temperature: that class scores are softened by.
+        loss: of the outputs; auto: the divergence of class scores, else relative squared errors.
+            cosine or error for all, or by name like `boxes=error,embedding=cosine`.
         augment: auto, none, or some of flip, crop and mixup.
         device: cpu or cuda.
         threads: on the CPU; default: all processors this process may use.
@@ -106,6 +109,7 @@ def distil(
         labels=labels,
         features=features,
         temperature=temperature,
+        losses=parse_losses(loss),
         augment=parse_augmentation(augment),
         device=device,
         threads=execution.threads,

@@ -15,7 +15,7 @@ from onnxcompress.finetune.settings import PRECISIONS, Settings
 
 _HANDED_ON = (
     *("data", "eval_data", "effort", "preprocess", "metric", "batch", "rate", "labels"),
-    *("features", "temperature", "augment", "device", "threads", "run_dir", "seed"),
+    *("features", "temperature", "loss", "augment", "device", "threads", "run_dir", "seed"),
     *("recompute", "precision"),
 )
 """Options that are arguments of `onnxcompress.distil` as they stand."""
@@ -56,6 +56,14 @@ def _number(name: str, metavar: str, words: str) -> Callable[[shared.F], shared.
 @_number("labels", "SHARE", "Share of the loss that true labels have, 0 to 1.")
 @_number("features", "WEIGHT", "Weight of differences on the way.")
 @_number("temperature", "T", "That class scores are softened by.")
+@click.option(
+    "--loss",
+    default="auto",
+    show_default=True,
+    metavar="auto|cosine|error|OUTPUT=...",
+    help="Of outputs. auto: divergence of class scores, else squared errors; embedding=cosine for "
+    "one of them.",
+)
 @click.option(
     "--augment",
     default="auto",

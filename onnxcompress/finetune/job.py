@@ -133,6 +133,8 @@ def distil(
             key = _key(model, teacher, data, settings)
             checkpoint = Checkpoint(settings.run, key, aim.student.device, progress)
         training = Training(aim, rest, held_out, augment, settings, checkpoint)
+        if not training.settles:
+            progress.note("statistics of batches would take it farther away: running ones normalise")
         if training.state.epochs:
             progress.note(f"going on behind epoch {len(training.state.epochs)}")
         word = "agreement" if aim.scores else "relative error"
@@ -192,7 +194,10 @@ def _prepared(
     one = data.take(range(data.fixed_batch or 1))
     first = student.given(next(one.batches(1))[0])
     mixture = Mixture(
-        labels=settings.labels, features=settings.features, temperature=settings.temperature
+        labels=settings.labels,
+        features=settings.features,
+        temperature=settings.temperature,
+        losses=settings.losses,
     )
     aim = objective(
         student, master, (model, teacher), (student.shapes(first), master.shapes(first)), mixture

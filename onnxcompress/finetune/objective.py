@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from onnxcompress.analyse.answers import declared_answers, is_classifier
-from onnxcompress.errors import ModelError
+from onnxcompress.errors import ModelError, UsageError
 from onnxcompress.finetune.network import Network, Values
 from onnxcompress.graph.view import FLOATING_TYPES
 
@@ -28,11 +28,14 @@ class Mixture:
         labels: share of the cross entropy to true labels, the rest is the teacher's.
         features: weight of the differences on the way.
         temperature: that class scores are softened by.
+        losses: of outputs by name, in place of what their kind suggests: `error` or `cosine`; the
+            empty name stands for all others.
     """
 
     labels: float = 0.0
     features: float = 0.0
     temperature: float = 4.0
+    losses: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -41,7 +44,8 @@ class Objective:
 
     Class scores are compared by the Kullback-Leibler divergence of their softened
     probabilities (Hinton et al. 2015, times the square of the temperature); other outputs and
-    features by their squared error, relative to how much the teacher's vary.
+    features by their squared error, relative to how much the teacher's vary; where that is asked
+    for, outputs by the cosine of the angle between them (channels, [N, C, ...]).
 
     Attributes:
         student: the network that is trained.
@@ -106,7 +110,7 @@ class Objective:
             divergence = functional.kl_div(own, wanted, log_target=True, reduction="batchmean")
             return divergence * heat**2
         names = [name for name in self.student.outputs if name in taught]
-        return torch.stack([self._error(name, answered, taught) for name in names]).mean()
+        return torch.stack([self._apart(name, answered, taught) for name in names]).mean()
 
     def aimed(
         self, answered: Values, taught: Values, labels: torch.Tensor | None = None
@@ -138,6 +142,14 @@ class Objective:
         count = len(next(iter(answered.values())))
         return float(self.distance(answered, taught)) * count, count
 
+    def _apart(self, name: str, answered: Values, taught: Values) -> torch.Tensor:
+        losses = self.mixture.losses
+        if losses.get(name, losses.get("")) != "cosine":
+            return self._error(name, answered, taught)
+        if taught[name].dim() < 2:
+            raise UsageError(f"output '{name}' has no channels to take a cosine of")
+        return 1 - functional.cosine_similarity(answered[name], taught[name], dim=1).mean()
+
     def _error(self, name: str, answered: Values, taught: Values) -> torch.Tensor:
         return (answered[name] - taught[name]).square().mean() / self.scales[name]
 
@@ -160,11 +172,18 @@ def objective(
 
     Raises:
         ModelError: no output is a floating-point tensor.
+        UsageError: a loss is of an output that is not there, or labels of no class scores.
     """
     if not declared_answers(models[0]):
         raise ModelError("the network has no floating-point output to learn from")
+    for name in mixture.losses:
+        if name and name not in student.outputs:
+            raise UsageError(f"--loss: no output '{name}' among {', '.join(student.outputs)}")
     both = tuple(class_scores(model) for model in models)
-    scores = (both[0], both[1]) if both[0] is not None and both[1] is not None else None
+    known = both[0] is not None and both[1] is not None and not mixture.losses
+    scores = (str(both[0]), str(both[1])) if known else None
+    if mixture.labels and scores is None:
+        raise UsageError("labels can have no share: no output is compared as class scores")
     taps = shared_taps(models[0], shapes) if mixture.features else ()
     return Objective(student, teacher, mixture, scores, taps)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from onnxcompress.errors import UsageError
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)(e|m)")
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+LOSSES = ("cosine", "error")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,29 @@ def parse_effort(text: str) -> Effort:
     return Effort(minutes=float(found[1]))
 
 
+def parse_losses(text: str) -> dict[str, str]:
+    """`auto` (nothing), `cosine`, or outputs by name: `boxes=error,embedding=cosine`.
+
+    Returns:
+        One of `LOSSES` by output; a loss of all outputs under the empty name.
+
+    Raises:
+        UsageError: it is nothing of the kind.
+    """
+    if text == "auto":
+        return {}
+    found: dict[str, str] = {}
+    for part in text.split(","):
+        name, _, kind = part.rpartition("=")
+        if kind not in LOSSES or name in found:
+            raise UsageError(
+                f"--loss '{text}' is none of auto, {', '.join(LOSSES)}, nor OUTPUT=cosine|error "
+                "with every output once"
+            )
+        found[name] = kind
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Options of fine-tuning.
@@ -69,6 +94,7 @@ class Settings:
         labels: share of the cross entropy to true labels, where there are any.
         features: weight of the differences on the way.
         temperature: that class scores are softened by.
+        losses: of outputs by name, where their kind does not say (`parse_losses`).
         augment: variations of images (`augmentation.KINDS`); None takes what fits.
         average: how much of the running average of the weights a step keeps.
         held_out: share of the data that training does not see, to choose the best epoch by.
@@ -90,6 +116,7 @@ class Settings:
     labels: float = 0.0
     features: float = 1.0
     temperature: float = 4.0
+    losses: Mapping[str, str] = field(default_factory=dict)
     augment: tuple[str, ...] | None = None
     average: float = 0.99
     held_out: float = 0.1

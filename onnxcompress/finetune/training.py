@@ -25,6 +25,11 @@ _CLIP = 5.0
 _SETTLES = 2 / 3
 """Share of the effort after which nothing is normalised by the batch any more: its noise would keep
 weights from where they are going."""
+_DISTURBED = 2.0
+"""How many times farther from the teacher statistics of the batch may leave the student. What they
+add is nothing to a network that has lost much, and would be all there is to one that is close."""
+_LOOKED_AT = 4
+"""Batches that this is measured on."""
 _ROUNDS = 2
 """Variations of every sample that epochs are chosen on."""
 Batch = tuple[Values, "torch.Tensor | None"]
@@ -114,6 +119,7 @@ class Training:
         )
         self.averaged = {name: value.clone() for name, value in self.student.changing().items()}
         self.began_with = self.score()
+        self.settles = 0.0 if self._disturbed() else _SETTLES
         self.state = State(best_distance=self.began_with.distance)
         if checkpoint is not None and (held := checkpoint.read()) is not None:
             self.student.load_state_dict(held["student"])
@@ -178,6 +184,20 @@ class Training:
                 count += number
         return Score(distance / count, agreement / count)
 
+    def _disturbed(self) -> bool:
+        """Whether statistics of the batch move the student more than it has to learn."""
+        own = {name: value.clone() for name, value in self.student.changing().items()}
+        far = [0.0, 0.0]
+        with torch.no_grad():
+            for feeds, _ in islice(self._unseen(), _LOOKED_AT):
+                taught = self.aim.taught(feeds, features=False)
+                for at, by_batch in enumerate((False, True)):
+                    self.student.train(by_batch)
+                    answered = self.aim.answered(feeds, features=False)
+                    far[at] += float(self.aim.distance(answered, taught))
+                    self.student.load_state_dict(own, strict=False)
+        return far[1] > _DISTURBED * far[0]
+
     def _epoch(self, number: int) -> float:
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
         order = torch.randperm(len(self.data), generator=generator).numpy()
@@ -194,7 +214,7 @@ class Training:
                 break
             self._set_rate(spent)
             self.student.train()
-            if spent >= _SETTLES:
+            if spent >= self.settles:
                 self.student.settle()
             self.optimiser.zero_grad()
             taken = list(islice(batches, parts))

@@ -1,16 +1,19 @@
 """A whole job on a network of the size of ResNet-50: seconds by stage, and memory.
 
     python tests/benchmarks/large_job.py [--images 256] [--pass lnr --pass tucker2 ...]
+    python tests/benchmarks/large_job.py --layers [--images 32]
 
 ResNet-50 (He et al. 2016, table 1, stride in the 3x3) with random weights and the running
 statistics of photographs: seconds and memory are looked at, not accuracy. Calibrated on photographs
-of `imagenet_samples` at 224 x 224, to half the multiplications. Needs torch, pillow and the shared
-folder (ONNXCOMPRESS_DATA, default ../shared).
+of `imagenet_samples` at 224 x 224, to half the multiplications. With --layers the layers and what
+could replace them are timed, for the first time and again, and nothing more is done. Needs torch,
+pillow and the shared folder (ONNXCOMPRESS_DATA, default ../shared).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import time
 from pathlib import Path
@@ -22,6 +25,7 @@ from repair_networks import photograph
 from torch import nn
 
 import onnxcompress as oc
+from onnxcompress.progress import Silent
 
 STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -71,11 +75,48 @@ def images(count: int) -> np.ndarray:
     return np.ascontiguousarray(scaled, dtype=np.float32)
 
 
+class TimedError(Exception):
+    """Layers are timed, and the job need not go on."""
+
+
+class UntilTimed(Silent):
+    """Ends a job once layers are timed."""
+
+    def __init__(self) -> None:
+        self.began = 0.0
+        self.seconds = 0.0
+
+    def stage(self, name: str) -> None:
+        if self.began:
+            self.seconds = time.perf_counter() - self.began
+            raise TimedError
+        if name == "measure layers":
+            self.began = time.perf_counter()
+
+
+def layers_timed(path: Path, shown: np.ndarray) -> float:
+    """Seconds that a job for a latency takes to time layers."""
+    progress = UntilTimed()
+    try:
+        oc.compress(
+            path,
+            data={"x": shown},
+            target={"latency": 0.7},
+            shapes={"x": (1, 3, 224, 224)},
+            threads=2,
+            progress=progress,
+        )
+    except TimedError:
+        return progress.seconds
+    raise SystemExit("no layer was timed")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--macs", type=float, default=0.5)
     parser.add_argument("--pass", dest="passes", action="append")
+    parser.add_argument("--layers", action="store_true", help="time layers only, cold and warm")
     arguments = parser.parse_args()
     shown = images(arguments.images)
     with TemporaryDirectory() as folder:
@@ -95,6 +136,11 @@ def main() -> None:
             opset_version=17,
         )
         del made
+        if arguments.layers:
+            os.environ["XDG_CACHE_HOME"] = folder
+            for name in ("cold", "warm"):
+                print(f"layers timed, {name}: {layers_timed(path, shown):.1f} s", flush=True)
+            return
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
         result = oc.compress(

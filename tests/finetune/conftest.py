@@ -60,13 +60,13 @@ def teacher() -> onnx.ModelProto:
 def forgetful() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     """Adds noise to every weight."""
 
-    def make(model: onnx.ModelProto) -> onnx.ModelProto:
+    def make(model: onnx.ModelProto, deviation: float = 0.15) -> onnx.ModelProto:
         student = onnx.ModelProto()
         student.CopyFrom(model)
         generator = np.random.default_rng(7)
         for tensor in student.graph.initializer:
             values = onnx.numpy_helper.to_array(tensor)
-            noisy = values + 0.15 * generator.standard_normal(values.shape)
+            noisy = values + deviation * generator.standard_normal(values.shape)
             new = np.abs(noisy) if tensor.name.startswith("positive") else noisy
             tensor.CopyFrom(onnx.numpy_helper.from_array(new.astype(values.dtype), tensor.name))
         return student

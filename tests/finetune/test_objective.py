@@ -14,7 +14,7 @@ from onnxcompress.errors import ModelError, UsageError  # noqa: E402
 from onnxcompress.finetune.augmentation import fitting, parse_augmentation, varied  # noqa: E402
 from onnxcompress.finetune.network import Network  # noqa: E402
 from onnxcompress.finetune.objective import Mixture, class_scores, objective, shared_taps  # noqa: E402
-from onnxcompress.finetune.settings import Effort, Settings, parse_effort  # noqa: E402
+from onnxcompress.finetune.settings import Effort, Settings, parse_effort, parse_losses  # noqa: E402
 
 
 def softened(scores: np.ndarray, heat: float) -> np.ndarray:
@@ -66,6 +66,49 @@ def test_other_outputs_and_features(teacher: Any, forgetful: Any) -> None:
     assert aim.distance(answered, taught).item() == pytest.approx(error("s1"), rel=1e-4)
     total = error("s1") + 0.5 * error("s")
     assert aim.loss(answered, taught).item() == pytest.approx(total, rel=1e-4)
+
+
+def with_places(model: Any) -> Any:
+    """The same with what it computes at every place as a second output."""
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info("s", onnx.TensorProto.FLOAT, ["N", 6, 8, 8])
+    )
+    return model
+
+
+@pytest.mark.parametrize("losses", [{"y": "cosine"}, {"": "cosine"}, {"": "cosine", "s": "error"}])
+def test_cosines(teacher: Any, forgetful: Any, losses: dict[str, str]) -> None:
+    """The angle between the channels of both, at every place; squared errors of the others."""
+    student = with_places(forgetful(teacher))
+    aim, feeds = aim_of(student, with_places(teacher), Mixture(losses=losses))
+    assert aim.scores is None
+    answered, taught = aim.answered(feeds), aim.taught(feeds)
+    parts = []
+    for name in ("y", "s"):
+        own, wanted = (v[name].detach().double().numpy() for v in (answered, taught))
+        lengths = np.linalg.norm(own, axis=1) * np.linalg.norm(wanted, axis=1)
+        error = np.square(own - wanted).mean() / np.square(wanted - wanted.mean(0)).mean()
+        cosine = 1 - ((own * wanted).sum(1) / lengths).mean()
+        parts.append(cosine if losses.get(name, losses.get("")) == "cosine" else error)
+    assert aim.distance(answered, taught).item() == pytest.approx(np.mean(parts), rel=1e-4)
+
+
+def test_losses_and_labels_that_do_not_fit(teacher: Any) -> None:
+    with pytest.raises(UsageError, match="no output 'z' among y"):
+        aim_of(teacher, teacher, Mixture(losses={"z": "error"}))
+    with pytest.raises(UsageError, match="labels can have no share"):
+        aim_of(teacher, teacher, Mixture(losses={"y": "error"}, labels=0.5))
+    for node in (
+        onnx.helper.make_node("Constant", [], ["flat"], "flat", value_ints=[-1]),
+        onnx.helper.make_node("Reshape", ["y", "flat"], ["z"], "last"),
+    ):
+        teacher.graph.node.append(node)
+    teacher.graph.output[0].CopyFrom(
+        onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["M"])
+    )
+    aim, feeds = aim_of(teacher, teacher, Mixture(losses={"": "cosine"}))
+    with pytest.raises(UsageError, match="output 'z' has no channels"):
+        aim.distance(aim.answered(feeds), aim.taught(feeds))
 
 
 def test_whole_numbers_are_not_learnt_from(teacher: Any) -> None:
@@ -171,6 +214,12 @@ def test_options() -> None:
             parse_effort(text)
     with pytest.raises(UsageError, match="'turn' is none of"):
         parse_augmentation("turn")
+    assert parse_losses("auto") == {}
+    assert parse_losses("cosine") == {"": "cosine"}
+    assert parse_losses("a=b=cosine,error") == {"a=b": "cosine", "": "error"}
+    for text in ("", "angle", "a=", "a=error,a=cosine", "auto,error"):
+        with pytest.raises(UsageError, match="--loss"):
+            parse_losses(text)
     for wrong in ({"labels": 1.5}, {"rate": -1.0}, {"held_out": 1.0}, {"temperature": 0.0}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             Settings(**wrong)
