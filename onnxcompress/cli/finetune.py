@@ -48,11 +48,16 @@ def _number(name: str, metavar: str, words: str) -> Callable[[shared.F], shared.
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
-    default=Settings.batch,
-    show_default=True,
-    help="Samples of a step; a fixed batch dimension overrides it.",
+    help="Samples of a step [default: 64, or fewer where the model's own batch is small and there "
+    "is little data].",
 )
-@_number("rate", "RATE", "The highest learning rate.")
+@click.option(
+    "--rate",
+    type=float,
+    metavar="RATE",
+    help="The highest learning rate [default: 2e-4 for batches of 64, as the square root of their "
+    "size for others].",
+)
 @_number("labels", "SHARE", "Share of the loss that true labels have, 0 to 1.")
 @_number("features", "WEIGHT", "Weight of differences on the way.")
 @_number("temperature", "T", "That class scores are softened by.")

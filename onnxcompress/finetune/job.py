@@ -20,15 +20,13 @@ from onnxcompress.finetune.memory import is_short, step_bytes
 from onnxcompress.finetune.network import Network
 from onnxcompress.finetune.normalisation import normalise
 from onnxcompress.finetune.objective import Mixture, Objective, objective
-from onnxcompress.finetune.settings import Settings
+from onnxcompress.finetune.settings import FEW, Settings
 from onnxcompress.finetune.training import Epoch, Score, Training
 from onnxcompress.finetune.weights import with_weights
 from onnxcompress.graph.digest import model_digest
 from onnxcompress.progress import Progress
 
 _HELD_BYTES = 1 << 31
-FEW = 16
-"""Samples in a batch below which nothing is normalised by it."""
 _MEASURED = 8
 """Batches that deviations are taken on."""
 
@@ -48,6 +46,8 @@ class Distilled:
         seconds: of training.
         trained: how many samples were trained on.
         held_out: how many were not.
+        batch: samples of a step.
+        rate: the highest learning rate.
     """
 
     model: onnx.ModelProto
@@ -60,6 +60,8 @@ class Distilled:
     seconds: float
     trained: int
     held_out: int
+    batch: int
+    rate: float
 
     @property
     def improved(self) -> bool:
@@ -95,6 +97,8 @@ class Distilled:
             "seconds": self.seconds,
             "samples": self.trained,
             "held_out": self.held_out,
+            "batch": self.batch,
+            "rate": self.rate,
         }
 
 
@@ -134,7 +138,9 @@ def distil(
             checkpoint = Checkpoint(settings.run, key, aim.student.device, progress)
         training = Training(aim, rest, held_out, augment, settings, checkpoint)
         if not training.settles:
-            progress.note("statistics of batches would take it farther away: running ones normalise")
+            progress.note(
+                "statistics of batches would take it farther away: running ones normalise"
+            )
         if training.state.epochs:
             progress.note(f"going on behind epoch {len(training.state.epochs)}")
         word = "agreement" if aim.scores else "relative error"
@@ -162,6 +168,8 @@ def distil(
         state.seconds,
         len(rest),
         len(held_out),
+        training.batch,
+        training.rate,
     )
 
 
@@ -185,11 +193,11 @@ def _prepared(
     student, master = Network(model).to(device), Network(teacher).to(device).eval()
     master.requires_grad_(False)
 
+    batch, _ = settings.step(len(data), data.fixed_batch)
+
     def few() -> Iterator[dict[str, torch.Tensor]]:
         """Some inputs, the same every time."""
-        return (
-            student.given(feeds) for feeds, _ in islice(data.batches(settings.batch), _MEASURED)
-        )
+        return (student.given(feeds) for feeds, _ in islice(data.batches(batch), _MEASURED))
 
     one = data.take(range(data.fixed_batch or 1))
     first = student.given(next(one.batches(1))[0])
@@ -204,9 +212,9 @@ def _prepared(
     )
     aim.measure(few())
     # Of a few samples alone, statistics say little: those that are there stay.
-    student.frozen = (data.fixed_batch or settings.batch) < FEW
+    student.frozen = (data.fixed_batch or batch) < FEW
     count = normalise(student, few()) if settings.normalise and not student.frozen else 0
-    needed = step_bytes(student.shapes(first), 1 if data.fixed_batch else settings.batch)
+    needed = step_bytes(student.shapes(first), 1 if data.fixed_batch else batch)
     short = is_short(needed, device) if settings.recompute is None else settings.recompute
     student.recompute = short
     return aim, [tuple(x.shape) for x in first.values()], count

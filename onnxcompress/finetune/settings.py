@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,12 @@ _BUDGET = re.compile(r"(\d+(?:\.\d+)?)(e|m)")
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 LOSSES = ("cosine", "error")
+FEW = 16
+"""Samples in a batch below which nothing is normalised by it."""
+_STEPS = 50
+"""Steps that an epoch has at least, where nothing speaks for larger ones."""
+_LEAST, _MOST = 8, 64
+_RATE = 2e-4
 
 
 @dataclass(frozen=True)
@@ -88,8 +95,10 @@ class Settings:
 
     Attributes:
         effort: how long.
-        batch: samples of a step; a fixed batch dimension of the model overrides it.
-        rate: the highest learning rate; the schedule rises to it and falls as a cosine.
+        batch: samples of a step. None takes 64; of a model whose own batch is small, so that
+            nothing can be normalised by it, a fiftieth of the samples, as a power of two from 8.
+        rate: the highest learning rate; the schedule rises to it and falls as a cosine. None takes
+            2e-4 for 64 samples in a step, and as the square root for other numbers.
         decay: of weights (decoupled), not of biases, scales and shifts.
         labels: share of the cross entropy to true labels, where there are any.
         features: weight of the differences on the way.
@@ -110,8 +119,8 @@ class Settings:
     """
 
     effort: Effort = field(default_factory=lambda: Effort(epochs=10))
-    batch: int = 64
-    rate: float = 2e-4
+    batch: int | None = None
+    rate: float | None = None
     decay: float = 1e-4
     labels: float = 0.0
     features: float = 1.0
@@ -138,9 +147,23 @@ class Settings:
             ("temperature", 1e-3, 1e3),
             ("average", 0, 1),
         ):
-            if not low <= getattr(self, name) <= high:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
                 raise UsageError(f"{name} must lie between {low:g} and {high:g}")
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision '{self.precision}' is none of {', '.join(PRECISIONS)}")
         if not 0 < self.held_out < 1:
             raise UsageError(f"held_out must lie between 0 and 1, not {self.held_out:g}")
+
+    def step(self, samples: int, fixed: int | None) -> tuple[int, float]:
+        """Samples of a step and the learning rate.
+
+        Args:
+            samples: that there are to train on.
+            fixed: the model's own batch dimension, if it has one.
+        """
+        batch = _MOST if self.batch is None else self.batch
+        if self.batch is None and fixed is not None and fixed < FEW:
+            fiftieth = max(1, samples // _STEPS)
+            batch = min(_MOST, max(_LEAST, 1 << (fiftieth.bit_length() - 1)))
+        return batch, _RATE * math.sqrt(batch / _MOST) if self.rate is None else self.rate

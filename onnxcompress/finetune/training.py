@@ -107,6 +107,7 @@ class Training:
     ) -> None:
         self.aim, self.data, self.held_out, self.augment = aim, data, held_out, augment
         self.settings, self.checkpoint = settings, checkpoint
+        self.batch, self.rate = settings.step(len(data), data.fixed_batch)
         self.student = aim.student
         plain = [p for p in self.student.parameters() if p.dim() < 2]
         weights = [p for p in self.student.parameters() if p.dim() >= 2]
@@ -115,7 +116,7 @@ class Training:
                 {"params": weights, "weight_decay": settings.decay},
                 {"params": plain, "weight_decay": 0.0},
             ],
-            lr=settings.rate,
+            lr=self.rate,
         )
         self.averaged = {name: value.clone() for name, value in self.student.changing().items()}
         self.began_with = self.score()
@@ -129,7 +130,7 @@ class Training:
 
     def batches(self, data: Dataset, rows: Any) -> Iterator[Batch]:
         """Batches of some rows as tensors."""
-        for feeds, labels in data.take(rows).batches(self.settings.batch):
+        for feeds, labels in data.take(rows).batches(self.batch):
             truth = None if labels is None else torch.from_numpy(labels).to(self.student.device)
             yield self.student.given(feeds), truth
 
@@ -201,9 +202,9 @@ class Training:
     def _epoch(self, number: int) -> float:
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
         order = torch.randperm(len(self.data), generator=generator).numpy()
-        each = self.data.fixed_batch or self.settings.batch
+        each = self.data.fixed_batch or self.batch
         # A small fixed batch is only a part of a step.
-        parts = max(1, self.settings.batch // each)
+        parts = max(1, self.batch // each)
         steps = max(1, len(order) // (each * parts))
         batches = self.batches(self.data, order)
         total, done = 0.0, 0
@@ -242,7 +243,7 @@ class Training:
         """The learning rate: up in a line, down as a cosine."""
         factor = min(1.0, spent / _WARM_UP + 0.01) * 0.5 * (1 + math.cos(math.pi * spent))
         for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.rate * factor
+            group["lr"] = self.rate * factor
 
     def _average(self, step: int) -> None:
         """The running average follows; at first faster, so that it forgets where it began."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,24 @@ def test_taps_are_where_both_are_alike(teacher: Any) -> None:
     assert shared_taps(teacher, (shapes, {})) == ()
 
 
+def test_taps_behind_the_last_sum() -> None:
+    """A neck without sums has half of them; a single layer in front of the answer has none."""
+
+    def chain(behind: int) -> onnx.ModelProto:
+        nodes = [helper("Conv", ["x", "w"], ["t0"]), helper("Add", ["t0", "x"], ["s"])]
+        names = ["s", *(f"t{at + 1}" for at in range(behind))]
+        nodes += [helper("Conv", [a, "w"], [b]) for a, b in pairwise(names)]
+        graph = onnx.helper.make_graph(nodes, "g", [], [])
+        return onnx.helper.make_model(graph)
+
+    helper = onnx.helper.make_node
+    shapes = dict.fromkeys(("s", *(f"t{at}" for at in range(10))), (1, 4, 8, 8))
+    assert shared_taps(chain(9), (shapes, shapes)) == ("s", "t2", "t4", "t6", "t9")
+    assert shared_taps(chain(9), (shapes, shapes | {"t6": (1,)})) == ("s", "t2", "t4", "t7", "t9")
+    assert shared_taps(chain(0), (shapes, shapes)) == ("s",)
+    assert shared_taps(chain(0), (shapes, shapes | {"s": (1,)})) == ("t0",)
+
+
 def test_flips_and_crops() -> None:
     """Every image is a window of itself with mirrored borders, some of them flipped."""
     x = torch.arange(64 * 16 * 16, dtype=torch.float32).reshape(64, 1, 16, 16)
@@ -223,3 +242,17 @@ def test_options() -> None:
     for wrong in ({"labels": 1.5}, {"rate": -1.0}, {"held_out": 1.0}, {"temperature": 0.0}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             Settings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch", "rate"),
+    [(1, 8, 7.07e-5), (799, 8, 7.07e-5), (800, 16, 1e-4), (3199, 32, 1.414e-4), (3200, 64, 2e-4)],
+)
+def test_steps_are_not_too_few(samples: int, batch: int, rate: float) -> None:
+    """At least fifty in an epoch; rates follow the root of what a step averages over."""
+    assert Settings().step(samples, 1) == (batch, pytest.approx(rate, rel=1e-3))
+    assert Settings().step(10**6, 15) == (64, 2e-4)
+    for fixed in (None, 16):
+        assert Settings().step(samples, fixed) == (64, 2e-4)
+    assert Settings(batch=256).step(samples, 1) == (256, pytest.approx(4e-4))
+    assert Settings(batch=3, rate=0.5).step(samples, None) == (3, 0.5)
