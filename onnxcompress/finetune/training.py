@@ -29,7 +29,7 @@ _DISTURBED = 2.0
 """How many times farther from the teacher statistics of the batch may leave the student. What they
 add is nothing to a network that has lost much, and would be all there is to one that is close."""
 _LOOKED_AT = 4
-"""Batches that this is measured on."""
+"""Batches of training that this is measured on."""
 _ROUNDS = 2
 """Variations of every sample that epochs are chosen on."""
 Batch = tuple[Values, "torch.Tensor | None"]
@@ -187,10 +187,15 @@ class Training:
 
     def _disturbed(self) -> bool:
         """Whether statistics of the batch move the student more than it has to learn."""
+        if self.student.frozen:
+            return False
         own = {name: value.clone() for name, value in self.student.changing().items()}
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        rows = range(min(len(self.data), _LOOKED_AT * self.batch))
         far = [0.0, 0.0]
         with torch.no_grad():
-            for feeds, _ in islice(self._unseen(), _LOOKED_AT):
+            for feeds, _ in self.batches(self.data, rows):
+                feeds = varied(feeds, self.augment, generator)
                 taught = self.aim.taught(feeds, features=False)
                 for at, by_batch in enumerate((False, True)):
                     self.student.train(by_batch)

@@ -1,7 +1,7 @@
 """Small networks, far below their size, after distillation without labels.
 
     python tests/benchmarks/finetune_small.py [--only NAME] [--for 20e] [--stages 3] [--threads 2]
-        [--rate 2e-4] [--labels 0] [--augment none]
+        [--batch 64] [--rate 2e-4] [--labels 0] [--augment none]
 
 The embedded `vgg_tiny` with so few filters that its convolutions have at most the 4,077 parameters
 of the learned language of Sehgal's poster, on Fashion-MNIST; LeNet-300-100 at 15 % and LeNet-5 at
@@ -57,13 +57,14 @@ def main() -> None:
     parser.add_argument("--for", dest="effort", default="20e")
     parser.add_argument("--stages", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--labels", type=float, default=0.0)
     parser.add_argument("--augment", default="auto")
     arguments = parser.parse_args()
-    own = (arguments.rate, arguments.labels, arguments.augment)
-    if arguments.stages > 1 and own != (2e-4, 0.0, "auto"):
-        parser.error("--rate, --labels and --augment are of one stage: compress has its own")
+    own = (arguments.batch, arguments.rate, arguments.labels, arguments.augment)
+    if arguments.stages > 1 and own != (64, 2e-4, 0.0, "auto"):
+        parser.error("--batch, --rate, --labels and --augment are of one stage")
     for case in CASES:
         if arguments.only and arguments.only not in case.network:
             continue
@@ -83,6 +84,7 @@ def measured(case: Case, arguments: argparse.Namespace) -> str:
         **images,
         effort=arguments.effort,
         threads=arguments.threads,
+        batch=arguments.batch,
         rate=arguments.rate,
         labels=arguments.labels,
         augment=arguments.augment,
