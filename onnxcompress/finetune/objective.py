@@ -183,8 +183,9 @@ def objective(
         if name and name not in student.outputs:
             raise UsageError(f"--loss: no output '{name}' among {', '.join(student.outputs)}")
     both = tuple(class_scores(model) for model in models)
-    known = both[0] is not None and both[1] is not None and not mixture.losses
-    scores = (str(both[0]), str(both[1])) if known else None
+    scores = (both[0], both[1]) if both[0] is not None and both[1] is not None else None
+    if mixture.losses:
+        scores = None
     if mixture.labels and scores is None:
         raise UsageError("labels can have no share: no output is compared as class scores")
     taps = shared_taps(models[0], shapes) if mixture.features else ()
@@ -241,15 +242,15 @@ def shared_taps(
     layers = alike(nodes, _LAYERS)
     sums = alike(nodes, frozenset({"Add"}))
     if not sums:
-        return spread(layers, MOST_TAPS)
+        return _spread(layers, MOST_TAPS)
     last = next(at for at, node in enumerate(nodes) if node.output[0] == sums[-1])
     behind = alike(nodes[last:], _LAYERS)
     if len(behind) <= _LONG * len(layers):
-        return spread(sums, MOST_TAPS)
-    return spread(sums, MOST_TAPS // 2) + spread(behind, MOST_TAPS // 2)
+        return _spread(sums, MOST_TAPS)
+    return _spread(sums, MOST_TAPS // 2) + _spread(behind, MOST_TAPS // 2)
 
 
-def spread(names: Sequence[str], most: int) -> tuple[str, ...]:
+def _spread(names: Sequence[str], most: int) -> tuple[str, ...]:
     """At most so many of some names, evenly, with the last one."""
     count = min(most, len(names))
     return tuple(names[(at + 1) * len(names) // count - 1] for at in range(count))

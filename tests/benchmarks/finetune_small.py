@@ -57,13 +57,13 @@ def main() -> None:
     parser.add_argument("--for", dest="effort", default="20e")
     parser.add_argument("--stages", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--rate", type=float)
     parser.add_argument("--labels", type=float, default=0.0)
     parser.add_argument("--augment", default="auto")
     arguments = parser.parse_args()
     own = (arguments.batch, arguments.rate, arguments.labels, arguments.augment)
-    if arguments.stages > 1 and own != (64, 2e-4, 0.0, "auto"):
+    if arguments.stages > 1 and own != (None, None, 0.0, "auto"):
         parser.error("--batch, --rate, --labels and --augment are of one stage")
     for case in CASES:
         if arguments.only and arguments.only not in case.network:

@@ -85,6 +85,49 @@ class TestFinetune:
             made.append(out.read_bytes())
         assert made[0] == made[1] != made[2]
 
+    def test_losses_and_steps(
+        self, cli: Callable[..., Any], student: Path, digits: list[str], tmp_path: Path
+    ) -> None:
+        """What is asked for is what trains, and is reported."""
+        (name,) = (output.name for output in onnx.load(student).graph.output)
+        given = ["--teacher", TEACHER, *digits, "--for", "1e", "--threads", "1"]
+        made, taken = [], []
+        for number, options in enumerate(
+            ([], ["--loss", "error"], ["--loss", f"{name}=cosine", "--batch", "16"])
+        ):
+            out = tmp_path / f"out{number}.onnx"
+            outcome = cli("finetune", student, out, *given, *options)
+            assert outcome.code == 0, outcome.err
+            report = json.loads(Path(f"{out}.report.json").read_text())["finetune"]
+            made.append(out.read_bytes())
+            taken.append((report["batch"], report["rate"]))
+        assert len(set(made)) == 3
+        assert taken == [(64, 2e-4), (64, 2e-4), (16, 1e-4)]
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (["--loss", "angle"], "none of auto, cosine, error"),
+            (["--loss", "elsewhere=cosine"], "no output 'elsewhere'"),
+            (["--loss", "error", "--labels", "0.5"], "labels can have no share"),
+        ],
+    )
+    def test_losses_that_cannot_be(
+        self,
+        cli: Callable[..., Any],
+        student: Path,
+        digits: list[str],
+        tmp_path: Path,
+        options: list[str],
+        words: str,
+    ) -> None:
+        labelled = ["--data", str(tmp_path / "test.npz")]
+        out = tmp_path / "out.onnx"
+        outcome = cli("finetune", student, out, "--teacher", TEACHER, *labelled, *options)
+        assert outcome.code == 2
+        assert words in outcome.err
+        assert not out.exists()
+
     def test_nothing_gained(
         self, cli: Callable[..., Any], digits: list[str], tmp_path: Path
     ) -> None:

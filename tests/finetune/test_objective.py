@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -91,7 +92,7 @@ def test_cosines(teacher: Any, forgetful: Any, losses: dict[str, str]) -> None:
         error = np.square(own - wanted).mean() / np.square(wanted - wanted.mean(0)).mean()
         cosine = 1 - ((own * wanted).sum(1) / lengths).mean()
         parts.append(cosine if losses.get(name, losses.get("")) == "cosine" else error)
-    assert aim.distance(answered, taught).item() == pytest.approx(np.mean(parts), rel=1e-4)
+    assert aim.distance(answered, taught).item() == pytest.approx(np.mean(parts), rel=1e-5)
 
 
 def test_losses_and_labels_that_do_not_fit(teacher: Any) -> None:
@@ -245,14 +246,12 @@ def test_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "batch", "rate"),
-    [(1, 8, 7.07e-5), (799, 8, 7.07e-5), (800, 16, 1e-4), (3199, 32, 1.414e-4), (3200, 64, 2e-4)],
+    ("samples", "batch"), [(1, 8), (799, 8), (800, 16), (3199, 32), (3200, 64), (10**6, 64)]
 )
-def test_steps_are_not_too_few(samples: int, batch: int, rate: float) -> None:
+def test_steps_are_not_too_few(samples: int, batch: int) -> None:
     """At least fifty in an epoch; rates follow the root of what a step averages over."""
-    assert Settings().step(samples, 1) == (batch, pytest.approx(rate, rel=1e-3))
-    assert Settings().step(10**6, 15) == (64, 2e-4)
+    assert Settings().step(samples, 1) == (batch, 2e-4 * math.sqrt(batch / 64))
     for fixed in (None, 16):
         assert Settings().step(samples, fixed) == (64, 2e-4)
-    assert Settings(batch=256).step(samples, 1) == (256, pytest.approx(4e-4))
+    assert Settings(batch=256).step(samples, 1) == (256, 4e-4)
     assert Settings(batch=3, rate=0.5).step(samples, None) == (3, 0.5)
