@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -16,12 +15,14 @@ from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.errors import DataError, ProviderError
 from onnxcompress.finetune.augmentation import fitting
 from onnxcompress.finetune.checkpoint import Checkpoint
+from onnxcompress.finetune.judging import Score
+from onnxcompress.finetune.lanes import lanes, torch_threads
 from onnxcompress.finetune.memory import is_short, step_bytes
 from onnxcompress.finetune.network import Network
 from onnxcompress.finetune.normalisation import normalise
 from onnxcompress.finetune.objective import Mixture, Objective, objective
 from onnxcompress.finetune.settings import FEW, Settings
-from onnxcompress.finetune.training import Epoch, Score, Training
+from onnxcompress.finetune.training import Epoch, State, Training
 from onnxcompress.finetune.weights import with_weights
 from onnxcompress.graph.digest import model_digest
 from onnxcompress.progress import Progress
@@ -126,9 +127,9 @@ def distil(
     if settings.labels and data.labels is None:
         raise DataError(f"{data.purpose} {data.source} has no labels to train on: leave out labels")
     check_device(settings.device)
-    with _threads(settings.threads):
+    with torch_threads(settings.threads):
         rest, held_out = data.held(_HELD_BYTES).split(settings.held_out, settings.seed)
-        aim, first, count = _prepared(model, teacher, rest, settings)
+        aim, first, count, at_once = _prepared(model, teacher, rest, settings)
         if aim.student.recompute and settings.recompute is None:
             progress.note("memory is short: the way back computes again what the way there made")
         augment = fitting(first) if settings.augment is None else settings.augment
@@ -136,26 +137,9 @@ def distil(
         if settings.run is not None:
             key = _key(model, teacher, data, settings)
             checkpoint = Checkpoint(settings.run, key, aim.student.device, progress)
-        training = Training(aim, rest, held_out, augment, settings, checkpoint)
-        if not training.settles:
-            progress.note(
-                "statistics of batches would take it farther away: running ones normalise"
-            )
-        if training.state.epochs:
-            progress.note(f"going on behind epoch {len(training.state.epochs)}")
-        word = "agreement" if aim.scores else "relative error"
-
-        def told(number: int, epoch: Epoch) -> None:
-            score = epoch.score
-            if settings.effort.epochs is not None:
-                progress.step(number, settings.effort.epochs)
-            progress.note(
-                f"epoch {number}: loss {epoch.loss:.4g}, held out {score.distance:.4g} (before "
-                f"{training.began_with.distance:.4g}), {word} {score.agreement:.4g}, "
-                f"{epoch.seconds:.0f} s"
-            )
-
-        state = training.run(told)
+        with lanes(at_once) as side:
+            training = Training(aim, rest, held_out, augment, settings, side, checkpoint)
+            state = _run(training, progress)
     values = {name: value.cpu().numpy() for name, value in state.best.items()}
     return Distilled(
         with_weights(model, values),
@@ -173,6 +157,28 @@ def distil(
     )
 
 
+def _run(training: Training, progress: Progress) -> State:
+    """Train, and say what every epoch came to."""
+    if not training.settles:
+        progress.note("statistics of batches would take it farther away: running ones normalise")
+    if training.state.epochs:
+        progress.note(f"going on behind epoch {len(training.state.epochs)}")
+    word = "agreement" if training.aim.scores else "relative error"
+    epochs = training.settings.effort.epochs
+
+    def told(number: int, epoch: Epoch) -> None:
+        score = epoch.score
+        if epochs is not None:
+            progress.step(number, epochs)
+        progress.note(
+            f"epoch {number}: loss {epoch.loss:.4g}, held out {score.distance:.4g} (before "
+            f"{training.began_with.distance:.4g}), {word} {score.agreement:.4g}, "
+            f"{epoch.seconds:.0f} s"
+        )
+
+    return training.run(told)
+
+
 def check_device(device: str) -> None:
     """Say before the work that there is nothing to train on.
 
@@ -187,8 +193,8 @@ def check_device(device: str) -> None:
 
 def _prepared(
     model: onnx.ModelProto, teacher: onnx.ModelProto, data: Dataset, settings: Settings
-) -> tuple[Objective, list[tuple[int, ...]], int]:
-    """The objective, the shapes of the inputs, and how many convolutions were normalised."""
+) -> tuple[Objective, list[tuple[int, ...]], int, int]:
+    """The objective, shapes of inputs, normalised convolutions, and batches to compute at once."""
     device = torch.device(settings.device)
     student, master = Network(model).to(device), Network(teacher).to(device).eval()
     master.requires_grad_(False)
@@ -217,7 +223,11 @@ def _prepared(
     needed = step_bytes(student.shapes(first), 1 if data.fixed_batch else batch)
     short = is_short(needed, device) if settings.recompute is None else settings.recompute
     student.recompute = short
-    return aim, [tuple(x.shape) for x in first.values()], count
+    at_once = 1
+    if device.type == "cpu" and student.frozen and data.fixed_batch and not short:
+        many = is_short(settings.threads * needed, device)
+        at_once = 1 if many else settings.threads
+    return aim, [tuple(x.shape) for x in first.values()], count, at_once
 
 
 def _key(
@@ -227,14 +237,3 @@ def _key(
     told = {k: v for k, v in vars(settings).items() if k not in {"recompute", "run", "threads"}}
     digests = [model_digest(model), model_digest(teacher), data.fingerprint()]
     return repr([version("onnxcompress"), torch.__version__, *digests, sorted(told.items())])
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """PyTorch with so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

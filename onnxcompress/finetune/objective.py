@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import onnx
@@ -17,9 +17,6 @@ from onnxcompress.graph.view import FLOATING_TYPES
 MOST_TAPS = 8
 """Places on the way at which features are compared, at most."""
 _SHAPING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
-_LAYERS = frozenset({"Clip", "Conv", "HardSwish", "Relu"})
-_LONG = 0.25
-"""Share of the outputs of layers that a network may have behind its last sum of branches."""
 _LEAST = 1e-12
 
 
@@ -221,36 +218,18 @@ def shared_taps(
     student: onnx.ModelProto,
     shapes: tuple[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]],
 ) -> tuple[str, ...]:
-    """Tensors on the way that both networks have: sums of branches, else outputs of layers.
-
-    Where layers go on for long behind the last sum (necks and heads of detectors), half of the
-    tensors are outputs of these.
-    """
+    """Tensors on the way that both networks have: sums of branches, else outputs of layers."""
     own, other = shapes
-
-    def alike(nodes: Sequence[onnx.NodeProto], kinds: frozenset[str]) -> list[str]:
-        return [
-            name
-            for node in nodes
+    for kinds in ({"Add"}, {"Conv", "Relu", "Clip", "HardSwish"}):
+        found = [
+            node.output[0]
+            for node in student.graph.node
             if node.op_type in kinds
-            and (name := node.output[0]) in own
-            and len(own[name]) == 4
-            and own[name] == other.get(name)
+            and node.output[0] in own
+            and len(own[node.output[0]]) == 4
+            and own[node.output[0]] == other.get(node.output[0])
         ]
-
-    nodes = list(student.graph.node)
-    layers = alike(nodes, _LAYERS)
-    sums = alike(nodes, frozenset({"Add"}))
-    if not sums:
-        return _spread(layers, MOST_TAPS)
-    last = next(at for at, node in enumerate(nodes) if node.output[0] == sums[-1])
-    behind = alike(nodes[last:], _LAYERS)
-    if len(behind) <= _LONG * len(layers):
-        return _spread(sums, MOST_TAPS)
-    return _spread(sums, MOST_TAPS // 2) + _spread(behind, MOST_TAPS // 2)
-
-
-def _spread(names: Sequence[str], most: int) -> tuple[str, ...]:
-    """At most so many of some names, evenly, with the last one."""
-    count = min(most, len(names))
-    return tuple(names[(at + 1) * len(names) // count - 1] for at in range(count))
+        if found:
+            count = min(MOST_TAPS, len(found))
+            return tuple(found[(at + 1) * len(found) // count - 1] for at in range(count))
+    return ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.finetune.augmentation import varied
 from onnxcompress.finetune.checkpoint import Checkpoint
+from onnxcompress.finetune.judging import Batch, Judge, Score, batches
+from onnxcompress.finetune.lanes import Lanes
 from onnxcompress.finetune.network import Values
 from onnxcompress.finetune.normalisation import folded_values
 from onnxcompress.finetune.objective import Objective
@@ -30,23 +32,6 @@ _DISTURBED = 2.0
 add is nothing to a network that has lost much, and would be all there is to one that is close."""
 _LOOKED_AT = 4
 """Batches of training that this is measured on."""
-_ROUNDS = 2
-"""Variations of every sample that epochs are chosen on."""
-Batch = tuple[Values, "torch.Tensor | None"]
-
-
-@dataclass(frozen=True)
-class Score:
-    """How a student does on data that training does not see.
-
-    Attributes:
-        distance: from the teacher, and from labels where these have a share.
-        agreement: share of samples of the same class; for other networks the relative squared
-            error.
-    """
-
-    distance: float
-    agreement: float
 
 
 @dataclass(frozen=True)
@@ -93,6 +78,7 @@ class Training:
         held_out: what the best epoch is chosen on.
         augment: variations of images.
         settings: the options.
+        lanes: where batches are computed; some at a time only where none moves running statistics.
         checkpoint: where training goes on from; None keeps nothing.
     """
 
@@ -103,12 +89,14 @@ class Training:
         held_out: Dataset,
         augment: tuple[str, ...],
         settings: Settings,
+        lanes: Lanes,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.aim, self.data, self.held_out, self.augment = aim, data, held_out, augment
-        self.settings, self.checkpoint = settings, checkpoint
+        self.aim, self.data, self.augment = aim, data, augment
+        self.settings, self.lanes, self.checkpoint = settings, lanes, checkpoint
         self.batch, self.rate = settings.step(len(data), data.fixed_batch)
         self.student = aim.student
+        self._moved = [p for p in self.student.parameters() if p.requires_grad]
         plain = [p for p in self.student.parameters() if p.dim() < 2]
         weights = [p for p in self.student.parameters() if p.dim() >= 2]
         self.optimiser = torch.optim.AdamW(
@@ -119,7 +107,8 @@ class Training:
             lr=self.rate,
         )
         self.averaged = {name: value.clone() for name, value in self.student.changing().items()}
-        self.began_with = self.score()
+        self.judge = Judge(aim, held_out, augment, self.batch, settings.seed, lanes)
+        self.began_with = self.judge.score()
         self.settles = 0.0 if self._disturbed() else _SETTLES
         self.state = State(best_distance=self.began_with.distance)
         if checkpoint is not None and (held := checkpoint.read()) is not None:
@@ -127,23 +116,6 @@ class Training:
             self.optimiser.load_state_dict(held["optimiser"])
             self.averaged = held["averaged"]
             self.state = State.of(held["state"])
-
-    def batches(self, data: Dataset, rows: Any) -> Iterator[Batch]:
-        """Batches of some rows as tensors."""
-        for feeds, labels in data.take(rows).batches(self.batch):
-            truth = None if labels is None else torch.from_numpy(labels).to(self.student.device)
-            yield self.student.given(feeds), truth
-
-    def _unseen(self) -> Iterator[Batch]:
-        """What was held out, varied as in training, the same every time.
-
-        The student may have been calibrated on these very samples; on their variations it was not.
-        """
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        kinds = [kind for kind in self.augment if kind != "mixup"]
-        for _ in range(_ROUNDS if kinds else 1):
-            for feeds, labels in self.batches(self.held_out, range(len(self.held_out))):
-                yield varied(feeds, kinds, generator), labels
 
     def run(self, told: Callable[[int, Epoch], None]) -> State:
         """Train until the effort is spent.
@@ -170,21 +142,6 @@ class Training:
             told(len(self.state.epochs), self.state.epochs[-1])
         return self.state
 
-    def score(self) -> Score:
-        """How the student does on what was held out."""
-        self.student.eval()
-        distance = agreement = 0.0
-        count = 0
-        with torch.no_grad():
-            for feeds, labels in self._unseen():
-                taught = self.aim.taught(feeds, features=False)
-                answered = self.aim.answered(feeds, features=False)
-                equal, number = self.aim.agreement(answered, taught)
-                distance += float(self.aim.aimed(answered, taught, labels)) * number
-                agreement += equal
-                count += number
-        return Score(distance / count, agreement / count)
-
     def _disturbed(self) -> bool:
         """Whether statistics of the batch move the student more than it has to learn."""
         if self.student.frozen:
@@ -194,7 +151,7 @@ class Training:
         rows = range(min(len(self.data), _LOOKED_AT * self.batch))
         far = [0.0, 0.0]
         with torch.no_grad():
-            for feeds, _ in self.batches(self.data, rows):
+            for feeds, _ in batches(self.student, self.data.take(rows), self.batch):
                 feeds = varied(feeds, self.augment, generator)
                 taught = self.aim.taught(feeds, features=False)
                 for at, by_batch in enumerate((False, True)):
@@ -211,7 +168,7 @@ class Training:
         # A small fixed batch is only a part of a step.
         parts = max(1, self.batch // each)
         steps = max(1, len(order) // (each * parts))
-        batches = self.batches(self.data, order)
+        left = batches(self.student, self.data.take(order), self.batch)
         total, done = 0.0, 0
         begin = time.perf_counter()
         for step in range(steps):
@@ -223,19 +180,30 @@ class Training:
             if spent >= self.settles:
                 self.student.settle()
             self.optimiser.zero_grad()
-            taken = list(islice(batches, parts))
-            for feeds, labels in taken:
-                feeds = varied(feeds, self.augment, generator)
-                with autocast(self.settings.precision, self.student.device):
-                    answered, taught = self.aim.answered(feeds), self.aim.taught(feeds)
-                loss = self.aim.loss(single(answered), single(taught), labels)
-                torch.autograd.backward(loss / len(taken))
-                total += float(loss.detach()) / len(taken)
+            taken = [
+                (varied(feeds, self.augment, generator), labels)
+                for feeds, labels in islice(left, parts)
+            ]
+            for loss, slopes in self.lanes.map(self._descent, taken):
+                total += loss / len(taken)
+                for parameter, slope in zip(self._moved, slopes, strict=True):
+                    if slope is not None:
+                        slope = slope / len(taken)
+                        parameter.grad = slope if parameter.grad is None else parameter.grad + slope
             torch.nn.utils.clip_grad_norm_(self.student.parameters(), _CLIP)
             self.optimiser.step()
             self._average(number * steps + step)
             done += 1
         return total / max(1, done)
+
+    def _descent(self, batch: Batch) -> tuple[float, Sequence[torch.Tensor | None]]:
+        """The loss of a batch, and its slope in every parameter that it depends on."""
+        feeds, labels = batch
+        with autocast(self.settings.precision, self.student.device):
+            answered, taught = self.aim.answered(feeds), self.aim.taught(feeds)
+        loss = self.aim.loss(single(answered), single(taught), labels)
+        slopes = torch.autograd.grad(loss, self._moved, allow_unused=True)
+        return float(loss.detach()), slopes
 
     def _spent(self, epochs: float, seconds: float) -> float:
         """Share of the effort that is over."""
@@ -261,7 +229,7 @@ class Training:
         """The score of the averaged weights, which are kept if no earlier ones were better."""
         own = {name: value.clone() for name, value in self.student.changing().items()}
         self.student.load_state_dict(self.averaged, strict=False)
-        score = self.score()
+        score = self.judge.score()
         if score.distance < self.state.best_distance:
             self.state.best = folded_values(self.student)
             self.state.best_distance = score.distance

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -150,24 +149,6 @@ def test_taps_are_where_both_are_alike(teacher: Any) -> None:
     assert shared_taps(teacher, (shapes, shapes)) == ("s",)
     assert shared_taps(teacher, (shapes, shapes | {"s": (1, 5, 8, 8)})) == ("a", "a1", "c", "s1")
     assert shared_taps(teacher, (shapes, {})) == ()
-
-
-def test_taps_behind_the_last_sum() -> None:
-    """A neck without sums has half of them; a single layer in front of the answer has none."""
-
-    def chain(behind: int) -> onnx.ModelProto:
-        nodes = [helper("Conv", ["x", "w"], ["t0"]), helper("Add", ["t0", "x"], ["s"])]
-        names = ["s", *(f"t{at + 1}" for at in range(behind))]
-        nodes += [helper("Conv", [a, "w"], [b]) for a, b in pairwise(names)]
-        graph = onnx.helper.make_graph(nodes, "g", [], [])
-        return onnx.helper.make_model(graph)
-
-    helper = onnx.helper.make_node
-    shapes = dict.fromkeys(("s", *(f"t{at}" for at in range(10))), (1, 4, 8, 8))
-    assert shared_taps(chain(9), (shapes, shapes)) == ("s", "t2", "t4", "t6", "t9")
-    assert shared_taps(chain(9), (shapes, shapes | {"t6": (1,)})) == ("s", "t2", "t4", "t7", "t9")
-    assert shared_taps(chain(0), (shapes, shapes)) == ("s",)
-    assert shared_taps(chain(0), (shapes, shapes | {"s": (1,)})) == ("t0",)
 
 
 def test_flips_and_crops() -> None:
