@@ -74,10 +74,10 @@ def distil(
         effort: epochs like `10e`, or minutes like `20m`.
         preprocess: how uint8 images become inputs, as text.
         metric: of the verdict: top1, top5, agreement or MODULE:FUNCTION.
-        batch: samples of a step; by default 64, or a fiftieth of those that are trained on (from 8)
-            where the model's own batch is small.
-        rate: the highest learning rate; by default 2e-4 for batches of 64, and as the square root
-            of their size for others.
+        batch: samples of a step; by default 64, or where the model's own batch is small a hundredth
+            of those that are trained on (from 4).
+        rate: the highest learning rate, as a share of the size of a tensor's numbers; by default
+            4e-3 for batches of 64, and as the fourth root of their size for others.
         labels: share of the cross entropy to the labels of `data`, 0 to 1.
         features: weight of the differences between what the networks compute on the way.
         temperature: that class scores are softened by.

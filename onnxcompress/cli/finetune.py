@@ -55,8 +55,8 @@ def _number(name: str, metavar: str, words: str) -> Callable[[shared.F], shared.
     "--rate",
     type=float,
     metavar="RATE",
-    help="The highest learning rate [default: 2e-4 for batches of 64, as the square root of their "
-    "size for others].",
+    help="The highest learning rate, as a share of the size of a tensor's numbers [default: 4e-3 "
+    "for batches of 64, as the fourth root of their size for others].",
 )
 @_number("labels", "SHARE", "Share of the loss that true labels have, 0 to 1.")
 @_number("features", "WEIGHT", "Weight of differences on the way.")

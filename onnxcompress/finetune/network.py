@@ -19,7 +19,7 @@ from onnxcompress.finetune.operators.call import (
     widened,
 )
 from onnxcompress.finetune.recomputation import in_parts
-from onnxcompress.finetune.steps import STANDARD, Step, channels_last, operator_of, together
+from onnxcompress.finetune.steps import STANDARD, Step, channels_last, joined, operator_of, together
 from onnxcompress.finetune.trained import trained_names
 from onnxcompress.graph.view import attributes
 from onnxcompress.load.checks import one_line
@@ -110,7 +110,7 @@ class Network(torch.nn.Module):
         """Steps in order; what depends on fixed constants alone is computed once."""
         fixed = {*self._held, *self._slots} - set(self.trained)
         kept: list[tuple[onnx.NodeProto, Operator]] = []
-        for node in graph.node:
+        for node in joined(graph.node, self.outputs):
             if node.output[0] in self._slots or node.output[0] in self._held:
                 continue
             operator = operator_of(node)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,10 +15,10 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 LOSSES = ("cosine", "error")
 FEW = 16
 """Samples in a batch below which nothing is normalised by it."""
-_STEPS = 50
+_STEPS = 100
 """Steps that an epoch has at least, where nothing speaks for larger ones."""
-_LEAST, _MOST = 8, 64
-_RATE = 2e-4
+_LEAST, _MOST = 4, 64
+_RATE = 4e-3
 
 
 @dataclass(frozen=True)
@@ -96,9 +95,10 @@ class Settings:
     Attributes:
         effort: how long.
         batch: samples of a step. None takes 64; of a model whose own batch is small, so that
-            nothing can be normalised by it, a fiftieth of the samples, as a power of two from 8.
-        rate: the highest learning rate; the schedule rises to it and falls as a cosine. None takes
-            2e-4 for 64 samples in a step, and as the square root for other numbers.
+            nothing can be normalised by it, a hundredth of the samples, as a power of two from 4.
+        rate: the highest learning rate, as a share of the size of a tensor's numbers (the root of
+            their mean square); the schedule rises to it and falls as a cosine. None takes 4e-3 for
+            64 samples in a step, and as the fourth root for other numbers.
         decay: of weights (decoupled), not of biases, scales and shifts.
         labels: share of the cross entropy to true labels, where there are any.
         features: weight of the differences on the way.
@@ -164,6 +164,6 @@ class Settings:
         """
         batch = _MOST if self.batch is None else self.batch
         if self.batch is None and fixed is not None and fixed < FEW:
-            fiftieth = max(1, samples // _STEPS)
-            batch = min(_MOST, max(_LEAST, 1 << (fiftieth.bit_length() - 1)))
-        return batch, _RATE * math.sqrt(batch / _MOST) if self.rate is None else self.rate
+            share = max(1, samples // _STEPS)
+            batch = min(_MOST, max(_LEAST, 1 << (share.bit_length() - 1)))
+        return batch, _RATE * (batch / _MOST) ** 0.25 if self.rate is None else self.rate

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,32 @@ def operator_of(node: onnx.NodeProto) -> Operator:
             f"node '{node.name}': operator {node.op_type} is not known in training"
         )
     return OPERATORS[node.op_type]
+
+
+def joined(nodes: Sequence[onnx.NodeProto], outputs: Collection[str]) -> list[onnx.NodeProto]:
+    """Nodes in order, with x * sigmoid(x) as a Swish: faster, and a tensor less for the way back.
+
+    Args:
+        nodes: in order.
+        outputs: tensors that are wanted, which stay.
+    """
+    readers = Counter(name for node in nodes for name in node.input)
+    gates = {
+        node.output[0]: node.input[0]
+        for node in nodes
+        if node.op_type == "Sigmoid"
+        and node.domain in STANDARD
+        and readers[node.output[0]] == 1
+        and node.output[0] not in outputs
+    }
+    found: dict[str, onnx.NodeProto] = {}
+    for node in nodes:
+        if node.op_type == "Mul" and node.domain in STANDARD:
+            for gate, x in (node.input, reversed(node.input)):
+                if gates.get(gate) == x:
+                    found[gate] = onnx.helper.make_node("Swish", [x], node.output, node.name)
+    swishes = {node.output[0]: node for node in found.values()}
+    return [swishes.get(node.output[0], node) for node in nodes if node.output[0] not in found]
 
 
 def together(

@@ -19,11 +19,11 @@ from onnxcompress.finetune.lanes import Lanes
 from onnxcompress.finetune.network import Values
 from onnxcompress.finetune.normalisation import folded_values
 from onnxcompress.finetune.objective import Objective
+from onnxcompress.finetune.optimiser import Optimiser
 from onnxcompress.finetune.precision import autocast, single
 from onnxcompress.finetune.settings import Settings
 
 _WARM_UP = 0.05
-_CLIP = 5.0
 _SETTLES = 2 / 3
 """Share of the effort after which nothing is normalised by the batch any more: its noise would keep
 weights from where they are going."""
@@ -97,15 +97,7 @@ class Training:
         self.batch, self.rate = settings.step(len(data), data.fixed_batch)
         self.student = aim.student
         self._moved = [p for p in self.student.parameters() if p.requires_grad]
-        plain = [p for p in self.student.parameters() if p.dim() < 2]
-        weights = [p for p in self.student.parameters() if p.dim() >= 2]
-        self.optimiser = torch.optim.AdamW(
-            [
-                {"params": weights, "weight_decay": settings.decay},
-                {"params": plain, "weight_decay": 0.0},
-            ],
-            lr=self.rate,
-        )
+        self.optimiser = Optimiser(self._moved, settings.decay)
         self.averaged = {name: value.clone() for name, value in self.student.changing().items()}
         self.judge = Judge(aim, held_out, augment, self.batch, settings.seed, lanes)
         self.began_with = self.judge.score()
@@ -113,7 +105,7 @@ class Training:
         self.state = State(best_distance=self.began_with.distance)
         if checkpoint is not None and (held := checkpoint.read()) is not None:
             self.student.load_state_dict(held["student"])
-            self.optimiser.load_state_dict(held["optimiser"])
+            self.optimiser.load(held["optimiser"])
             self.averaged = held["averaged"]
             self.state = State.of(held["state"])
 
@@ -134,7 +126,7 @@ class Training:
                 self.checkpoint.write(
                     {
                         "student": self.student.state_dict(),
-                        "optimiser": self.optimiser.state_dict(),
+                        "optimiser": self.optimiser.state(),
                         "averaged": self.averaged,
                         "state": asdict(self.state),
                     }
@@ -175,23 +167,17 @@ class Training:
             spent = self._spent(number + step / steps, time.perf_counter() - begin)
             if spent >= 1:
                 break
-            self._set_rate(spent)
             self.student.train()
             if spent >= self.settles:
                 self.student.settle()
-            self.optimiser.zero_grad()
             taken = [
                 (varied(feeds, self.augment, generator), labels)
                 for feeds, labels in islice(left, parts)
             ]
             for loss, slopes in self.lanes.map(self._descent, taken):
                 total += loss / len(taken)
-                for parameter, slope in zip(self._moved, slopes, strict=True):
-                    if slope is not None:
-                        slope = slope / len(taken)
-                        parameter.grad = slope if parameter.grad is None else parameter.grad + slope
-            torch.nn.utils.clip_grad_norm_(self.student.parameters(), _CLIP)
-            self.optimiser.step()
+                self.optimiser.add(slopes, 1 / len(taken))
+            self.optimiser.step(self._rate(spent))
             self._average(number * steps + step)
             done += 1
         return total / max(1, done)
@@ -212,11 +198,10 @@ class Training:
             return min(1.0, epochs / effort.epochs)
         return min(1.0, (self.state.seconds + seconds) / (60 * (effort.minutes or 1)))
 
-    def _set_rate(self, spent: float) -> None:
+    def _rate(self, spent: float) -> float:
         """The learning rate: up in a line, down as a cosine."""
         factor = min(1.0, spent / _WARM_UP + 0.01) * 0.5 * (1 + math.cos(math.pi * spent))
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate * factor
+        return self.rate * factor
 
     def _average(self, step: int) -> None:
         """The running average follows; at first faster, so that it forgets where it began."""

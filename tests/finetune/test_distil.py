@@ -13,6 +13,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="no PyTorch: pip install 'onnxcompress[finetune]'")
 
+from pytorch_optimizer import SOAP  # noqa: E402
+
 from onnxcompress.calibrate.arrays import dataset_from_arrays  # noqa: E402
 from onnxcompress.errors import DataError, OutputError, ProviderError  # noqa: E402
 from onnxcompress.finetune.job import distil  # noqa: E402
@@ -151,7 +153,7 @@ def test_weights_settle(
     """In the last third of all steps statistics stay, and normalise; in all steps of a student that
     they would take farther from the teacher than it is."""
     steps: list[list[np.ndarray]] = []
-    genuine = torch.optim.AdamW.step
+    genuine = SOAP.step
 
     def step(self: Any, *arguments: Any) -> Any:
         steps.append([norm.mean.numpy().copy() for norm, _, _ in networks[0].inserted])
@@ -159,7 +161,7 @@ def test_weights_settle(
 
     networks: list[Network] = []
     monkeypatch.setattr(Network, "insert", recording(Network.insert, networks))
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(SOAP, "step", step)
     settings = Settings(**SHORT | {"effort": Effort(epochs=3)})
     student = forgetful(teacher, 0.003) if close else forgetful(teacher)
     distil(student, teacher, data, settings, Silent())
@@ -169,6 +171,27 @@ def test_weights_settle(
         for one, other in pairwise(steps)
     ]
     assert moved == [True] * still_after + [False] * (26 - still_after)
+
+
+def test_sizes_of_weights_do_not_matter(teacher: Any, forgetful: Any, data: Any) -> None:
+    """Layers that make numbers 16 times as large, and a last one that makes them small again, are
+    trained like the others: steps are as large as the tensors."""
+
+    def larger(model: onnx.ModelProto) -> onnx.ModelProto:
+        made = onnx.ModelProto()
+        made.CopyFrom(model)
+        factors = {"wa": 16, "ba": 16, "bc": 16, "wy": 1 / 16}
+        for tensor in made.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor) * np.float32(factors.get(tensor.name, 1))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        return made
+
+    settings = Settings(normalise=False, **SHORT)
+    ends = [
+        distil(*pair, data, settings, Silent()).after.distance
+        for pair in ((forgetful(teacher), teacher), (larger(forgetful(teacher)), larger(teacher)))
+    ]
+    assert ends[1] == pytest.approx(ends[0], rel=1e-3)
 
 
 def recording(genuine: Any, networks: list[Network]) -> Any:

@@ -227,12 +227,13 @@ def test_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "batch"), [(1, 8), (799, 8), (800, 16), (3199, 32), (3200, 64), (10**6, 64)]
+    ("samples", "batch"), [(1, 4), (799, 4), (800, 8), (6399, 32), (6400, 64), (10**6, 64)]
 )
 def test_steps_are_not_too_few(samples: int, batch: int) -> None:
-    """At least fifty in an epoch; rates follow the root of what a step averages over."""
-    assert Settings().step(samples, 1) == (batch, 2e-4 * math.sqrt(batch / 64))
+    """At least a hundred in an epoch; rates follow the fourth root of what a step averages over."""
+    rate = 4e-3 * math.sqrt(math.sqrt(batch / 64))
+    assert Settings().step(samples, 1) == (batch, pytest.approx(rate, rel=1e-12))
     for fixed in (None, 16):
-        assert Settings().step(samples, fixed) == (64, 2e-4)
-    assert Settings(batch=256).step(samples, 1) == (256, 4e-4)
+        assert Settings().step(samples, fixed) == (64, 4e-3)
+    assert Settings(batch=256).step(samples, 1) == (256, pytest.approx(4e-3 * math.sqrt(2)))
     assert Settings(batch=3, rate=0.5).step(samples, None) == (3, 0.5)

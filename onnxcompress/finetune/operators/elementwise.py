@@ -151,7 +151,8 @@ def gelu(call: Call) -> torch.Tensor:
 
 def swish(call: Call) -> torch.Tensor:
     """Swish."""
-    return call.x * torch.sigmoid(call.get("alpha", 1.0) * call.x)
+    alpha = call.get("alpha", 1.0)
+    return functional.silu(call.x) if alpha == 1 else call.x * torch.sigmoid(alpha * call.x)
 
 
 OPERATORS: dict[str, Operator] = {
