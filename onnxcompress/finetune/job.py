@@ -137,7 +137,7 @@ def distil(
         if settings.run is not None:
             key = _key(model, teacher, data, settings)
             checkpoint = Checkpoint(settings.run, key, aim.student.device, progress)
-        with lanes(at_once) as side:
+        with lanes(at_once, settings.threads) as side:
             training = Training(aim, rest, held_out, augment, settings, side, checkpoint)
             state = _run(training, progress)
     values = {name: value.cpu().numpy() for name, value in state.best.items()}
@@ -225,8 +225,8 @@ def _prepared(
     student.recompute = short
     at_once = 1
     if device.type == "cpu" and student.frozen and data.fixed_batch and not short:
-        many = is_short(settings.threads * needed, device)
-        at_once = 1 if many else settings.threads
+        most = min(settings.threads, max(1, batch // data.fixed_batch))
+        at_once = 1 if is_short(most * needed, device) else most
     return aim, [tuple(x.shape) for x in first.values()], count, at_once
 
 

@@ -37,12 +37,17 @@ class Lanes:
 
 
 @contextmanager
-def lanes(count: int) -> Iterator[Lanes]:
-    """So many batches at a time, a thread each; with one, batches take all threads of PyTorch."""
+def lanes(count: int, threads: int) -> Iterator[Lanes]:
+    """So many batches at a time, which share the threads out.
+
+    Args:
+        count: of batches.
+        threads: of PyTorch, for all of them.
+    """
     if count == 1:
         yield Lanes()
         return
-    with torch_threads(1), ThreadPoolExecutor(count) as pool:
+    with torch_threads(max(1, threads // count)), ThreadPoolExecutor(count) as pool:
         yield Lanes(pool, count)
 
 

@@ -123,7 +123,7 @@ class Settings:
     rate: float | None = None
     decay: float = 1e-4
     labels: float = 0.0
-    features: float = 1.0
+    features: float = 3.0
     temperature: float = 4.0
     losses: Mapping[str, str] = field(default_factory=dict)
     augment: tuple[str, ...] | None = None

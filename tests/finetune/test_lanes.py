@@ -30,8 +30,8 @@ def test_at_the_same_time_and_in_order() -> None:
         return number, torch.get_num_threads()
 
     before = torch.get_num_threads()
-    with lanes(2) as side:
-        assert list(side.map(seen, range(6))) == [(number, 1) for number in range(6)]
+    with lanes(2, 7) as side:
+        assert list(side.map(seen, range(6))) == [(number, 3) for number in range(6)]
     assert torch.get_num_threads() == before
 
 
@@ -44,7 +44,7 @@ def test_no_more_are_taken_than_are_computed(count: int) -> None:
             taken.append(number)
             yield number
 
-    with lanes(count) as side:
+    with lanes(count, count) as side:
         made = side.map(lambda number: -number, items())
         assert next(made) == 0
         assert len(taken) == count
@@ -54,7 +54,7 @@ def test_what_fails_is_told() -> None:
     def fails(number: int) -> int:
         raise ValueError(f"no {number}")
 
-    with lanes(2) as side, pytest.raises(ValueError, match="no 0"):
+    with lanes(2, 2) as side, pytest.raises(ValueError, match="no 0"):
         list(side.map(fails, range(4)))
 
 
