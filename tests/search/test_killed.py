@@ -79,7 +79,7 @@ def test_a_driver_that_was_killed_goes_on(
         *("--round-to", "1", "--candidates", "3", "--executor", "serial", "--threads", "1"),
     ]
     first = subprocess.Popen(command, stderr=subprocess.PIPE)
-    while not list(folder.glob("c*.onnx")) and first.poll() is None:
+    while not list(folder.glob("c*.plan.json")) and first.poll() is None:
         time.sleep(0.02)
     first.kill()
     first.wait()
