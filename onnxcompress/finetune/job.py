@@ -236,4 +236,5 @@ def _key(
     """Everything that training depends on."""
     told = {k: v for k, v in vars(settings).items() if k not in {"recompute", "run", "threads"}}
     digests = [model_digest(model), model_digest(teacher), data.fingerprint()]
-    return repr([version("onnxcompress"), torch.__version__, *digests, sorted(told.items())])
+    versions = [version("onnxcompress"), torch.__version__, version("pytorch-optimizer")]
+    return repr([*versions, *digests, sorted(told.items())])

@@ -1,4 +1,4 @@
-"""Small batches side by side: each on a thread of its own, results in the order of the batches."""
+"""Small batches side by side: they share threads out; results in the order of the batches."""
 
 from __future__ import annotations
 
