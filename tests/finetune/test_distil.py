@@ -191,7 +191,7 @@ def test_sizes_of_weights_do_not_matter(teacher: Any, forgetful: Any, data: Any)
         distil(*pair, data, settings, Silent()).after.distance
         for pair in ((forgetful(teacher), teacher), (larger(forgetful(teacher)), larger(teacher)))
     ]
-    # Rounding grows over the steps; at one rate for all tensors they are a fifth apart.
+    # Rounding grows over the steps; at one rate for all tensors they are a quarter apart.
     assert ends[1] == pytest.approx(ends[0], rel=1e-3)
 
 
