@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from typing import Any
@@ -15,13 +16,14 @@ from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.errors import DataError, ProviderError
 from onnxcompress.finetune.augmentation import fitting
 from onnxcompress.finetune.checkpoint import Checkpoint
-from onnxcompress.finetune.judging import Score
+from onnxcompress.finetune.judging import Judge, Score
 from onnxcompress.finetune.lanes import lanes, torch_threads
 from onnxcompress.finetune.memory import is_short, step_bytes
 from onnxcompress.finetune.network import Network
 from onnxcompress.finetune.normalisation import normalise
 from onnxcompress.finetune.objective import Mixture, Objective, objective
 from onnxcompress.finetune.settings import FEW, Settings
+from onnxcompress.finetune.teacher import answering, is_single
 from onnxcompress.finetune.training import Epoch, State, Training
 from onnxcompress.finetune.weights import with_weights
 from onnxcompress.graph.digest import model_digest
@@ -137,8 +139,16 @@ def distil(
         if settings.run is not None:
             key = _key(model, teacher, data, settings)
             checkpoint = Checkpoint(settings.run, key, aim.student.device, progress)
-        with lanes(at_once, settings.threads) as side:
-            training = Training(aim, rest, held_out, augment, settings, side, checkpoint)
+        with ExitStack() as opened:
+            side = opened.enter_context(lanes(at_once, settings.threads))
+            batch, _ = settings.step(len(rest), rest.fixed_batch)
+            # Judged by the interpreter, a student that is the teacher is at a distance of zero.
+            judge = Judge(aim, held_out, augment, batch, settings.seed, side)
+            if settings.device == "cpu" and is_single(teacher):
+                threads = max(1, settings.threads // at_once)
+                session = opened.enter_context(answering(teacher, aim.asked, threads))
+                aim = replace(aim, teacher=session)
+            training = Training(aim, rest, judge, augment, settings, side, checkpoint)
             state = _run(training, progress)
     values = {name: value.cpu().numpy() for name, value in state.best.items()}
     return Distilled(

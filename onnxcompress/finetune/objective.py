@@ -12,6 +12,7 @@ from torch.nn import functional
 from onnxcompress.analyse.answers import declared_answers, is_classifier
 from onnxcompress.errors import ModelError, UsageError
 from onnxcompress.finetune.network import Network, Values
+from onnxcompress.finetune.teacher import Teacher
 from onnxcompress.graph.view import FLOATING_TYPES
 
 MOST_TAPS = 8
@@ -49,7 +50,7 @@ class Objective:
 
     Attributes:
         student: the network that is trained.
-        teacher: the network that it is held to.
+        teacher: answers for the network that it is held to.
         mixture: how much of what counts.
         scores: for a classifier, the tensors that hold its class scores: the student's and the
             teacher's. None for other networks.
@@ -58,11 +59,16 @@ class Objective:
     """
 
     student: Network
-    teacher: Network
+    teacher: Teacher
     mixture: Mixture
     scores: tuple[str, str] | None
     taps: tuple[str, ...]
     scales: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Tensors of the teacher that are compared, besides its outputs."""
+        return (*self.taps, *([self.scores[1]] if self.scores else []))
 
     def measure(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
         """Find how much the teacher's outputs and features vary from sample to sample."""
@@ -85,10 +91,9 @@ class Objective:
 
     def taught(self, feeds: Mapping[str, torch.Tensor], *, features: bool = True) -> Values:
         """What the teacher says of a batch."""
-        names = [*self.taps] if features else []
-        names += [self.scores[1]] if self.scores else []
+        names = self.asked if features else self.asked[len(self.taps) :]
         with torch.no_grad():
-            made: Values = self.teacher(feeds, also=tuple(dict.fromkeys(names)))
+            made = self.teacher(feeds, also=tuple(dict.fromkeys(names)))
         if self.scores:
             return {name: made[name] for name in names}
         return {name: value for name, value in made.items() if value.is_floating_point()}
@@ -156,7 +161,7 @@ class Objective:
 
 def objective(
     student: Network,
-    teacher: Network,
+    teacher: Teacher,
     models: tuple[onnx.ModelProto, onnx.ModelProto],
     shapes: tuple[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]],
     mixture: Mixture,

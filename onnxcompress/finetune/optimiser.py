@@ -46,9 +46,13 @@ class Optimiser:
     def add(self, slopes: Sequence[torch.Tensor | None], share: float) -> None:
         """Take up the slopes of a part of the batch; None where it does not depend on one."""
         for numbers, slope in zip(self._numbers, slopes, strict=True):
-            if slope is not None:
-                part = share * slope.reshape(numbers.shape)
-                numbers.grad = part if numbers.grad is None else numbers.grad + part
+            if slope is None:
+                continue
+            part = slope.reshape(numbers.shape)
+            if numbers.grad is None:
+                numbers.grad = share * part
+            else:
+                numbers.grad.add_(part, alpha=share)
 
     def step(self, rate: float) -> None:
         """Move by a share of every tensor's size; not where a slope is not finite."""

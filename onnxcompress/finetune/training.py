@@ -75,7 +75,7 @@ class Training:
     Args:
         aim: the objective; its student is changed in place.
         data: what is trained on.
-        held_out: what the best epoch is chosen on.
+        judge: scores the student; the best epoch is chosen by it.
         augment: variations of images.
         settings: the options.
         lanes: where batches are computed; some at a time only where none moves running statistics.
@@ -86,21 +86,20 @@ class Training:
         self,
         aim: Objective,
         data: Dataset,
-        held_out: Dataset,
+        judge: Judge,
         augment: tuple[str, ...],
         settings: Settings,
         lanes: Lanes,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.aim, self.data, self.augment = aim, data, augment
+        self.aim, self.data, self.judge, self.augment = aim, data, judge, augment
         self.settings, self.lanes, self.checkpoint = settings, lanes, checkpoint
         self.batch, self.rate = settings.step(len(data), data.fixed_batch)
         self.student = aim.student
         self._moved = [p for p in self.student.parameters() if p.requires_grad]
         self.optimiser = Optimiser(self._moved, settings.decay)
         self.averaged = {name: value.clone() for name, value in self.student.changing().items()}
-        self.judge = Judge(aim, held_out, augment, self.batch, settings.seed, lanes)
-        self.began_with = self.judge.score()
+        self.began_with = judge.score()
         self.settles = 0.0 if self._disturbed() else _SETTLES
         self.state = State(best_distance=self.began_with.distance)
         if checkpoint is not None and (held := checkpoint.read()) is not None:

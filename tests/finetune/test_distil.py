@@ -13,14 +13,13 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="no PyTorch: pip install 'onnxcompress[finetune]'")
 
-from pytorch_optimizer import SOAP  # noqa: E402
-
 from onnxcompress.calibrate.arrays import dataset_from_arrays  # noqa: E402
 from onnxcompress.errors import DataError, OutputError, ProviderError  # noqa: E402
 from onnxcompress.finetune.job import distil  # noqa: E402
 from onnxcompress.finetune.network import Network  # noqa: E402
 from onnxcompress.finetune.normalisation import folded_values, normalise  # noqa: E402
 from onnxcompress.finetune.operators.call import UnsupportedError  # noqa: E402
+from onnxcompress.finetune.optimiser import Optimiser  # noqa: E402
 from onnxcompress.finetune.settings import Effort, Settings  # noqa: E402
 from onnxcompress.progress import Silent  # noqa: E402
 
@@ -153,7 +152,7 @@ def test_weights_settle(
     """In the last third of all steps statistics stay, and normalise; in all steps of a student that
     they would take farther from the teacher than it is."""
     steps: list[list[np.ndarray]] = []
-    genuine = SOAP.step
+    genuine = Optimiser.step
 
     def step(self: Any, *arguments: Any) -> Any:
         steps.append([norm.mean.numpy().copy() for norm, _, _ in networks[0].inserted])
@@ -161,7 +160,7 @@ def test_weights_settle(
 
     networks: list[Network] = []
     monkeypatch.setattr(Network, "insert", recording(Network.insert, networks))
-    monkeypatch.setattr(SOAP, "step", step)
+    monkeypatch.setattr(Optimiser, "step", step)
     settings = Settings(**SHORT | {"effort": Effort(epochs=3)})
     student = forgetful(teacher, 0.003) if close else forgetful(teacher)
     distil(student, teacher, data, settings, Silent())
