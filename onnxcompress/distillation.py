@@ -74,7 +74,7 @@ def distil(
         effort: epochs like `10e`, or minutes like `20m`.
         preprocess: how uint8 images become inputs, as text.
         metric: of the verdict: top1, top5, agreement or MODULE:FUNCTION.
-        batch: samples of a step; by default 64, or where the model's own batch is small a hundredth
+        batch: samples of a step; by default 64, or where nothing is normalised by it a hundredth
             of those that are trained on (from 4).
         rate: the highest learning rate, as a share of the size of a tensor's numbers; by default
             4e-3 for batches of 64, and as the fourth root of their size for others.
@@ -83,7 +83,7 @@ def distil(
         temperature: that class scores are softened by.
         loss: of the outputs; auto: the divergence of class scores, else relative squared errors.
             cosine or error for all, or by name like `boxes=error,embedding=cosine`.
-        augment: auto, none, or some of flip, crop and mixup.
+        augment: auto, none, or some of flip, crop, zoom and mixup.
         device: cpu or cuda.
         threads: on the CPU; default: all processors this process may use.
         run_dir: folder that keeps a checkpoint after every epoch; a killed run goes on from there.

@@ -74,7 +74,7 @@ def _number(name: str, metavar: str, words: str) -> Callable[[shared.F], shared.
     default="auto",
     show_default=True,
     metavar="LIST",
-    help="Variations of images: none, or some of flip, crop and mixup.",
+    help="Variations of images: none, or some of flip, crop, zoom and mixup.",
 )
 @click.option(
     "--device",

@@ -10,13 +10,15 @@ from torch.nn import functional
 from onnxcompress.errors import UsageError
 from onnxcompress.finetune.network import Values
 
-KINDS = ("flip", "crop", "mixup")
+KINDS = ("flip", "crop", "zoom", "mixup")
 _MARGIN = 8
-"""Images are shifted by up to an eighth of their extent."""
+"""Images are shifted by up to an eighth of their extent,"""
+_ZOOM, _STRETCH = 1.4, 1.15
+"""made larger or smaller by up to the one, wider or narrower by up to the other."""
 
 
 def parse_augmentation(text: str) -> tuple[str, ...] | None:
-    """`auto` (None), `none`, or some of flip, crop and mixup.
+    """`auto` (None), `none`, or some of flip, crop, zoom and mixup.
 
     Raises:
         UsageError: it is nothing of the kind.
@@ -42,10 +44,15 @@ def fitting(shapes: Iterable[tuple[int, ...]]) -> tuple[str, ...]:
     return ("flip", "crop") if found[0][1] == 3 else ("crop",)
 
 
+def drawn(generator: torch.Generator) -> torch.Generator:
+    """One of its own for a batch that is varied in another thread."""
+    return torch.Generator().manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+
+
 def varied(
     feeds: Mapping[str, torch.Tensor], kinds: Iterable[str], generator: torch.Generator
 ) -> Values:
-    """A batch with every image flipped, shifted and mixed at random.
+    """A batch with every image flipped, shifted, zoomed and mixed at random.
 
     Args:
         feeds: by input name; images are [N, C, H, W], and all varied alike.
@@ -74,8 +81,21 @@ def _varied(x: torch.Tensor, kinds: set[str], generator: torch.Generator) -> tor
                 for at, (top, left) in enumerate(zip(tops, lefts, strict=True))
             ]
         )
+    if "zoom" in kinds:
+        x = _zoomed(x, generator)
     if "mixup" in kinds:
         share = torch.rand(count, generator=generator).reshape(-1, 1, 1, 1).to(x.device)
         others = torch.randperm(count, generator=generator).to(x.device)
         x = share * x + (1 - share) * x[others]
     return x
+
+
+def _zoomed(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Images larger or smaller about their middle, mirrored beyond their borders."""
+    zoom, stretch = (
+        limit ** (2 * torch.rand(len(x), generator=generator) - 1) for limit in (_ZOOM, _STRETCH)
+    )
+    matrices = torch.zeros(len(x), 2, 3)
+    matrices[:, 0, 0], matrices[:, 1, 1] = zoom * stretch, zoom / stretch
+    grid = functional.affine_grid(matrices.to(x), list(x.shape), align_corners=False)
+    return functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import islice
 from typing import Any
 
 import onnx
@@ -14,15 +12,11 @@ import torch
 
 from onnxcompress.calibrate.dataset import Dataset
 from onnxcompress.errors import DataError, ProviderError
-from onnxcompress.finetune.augmentation import fitting
 from onnxcompress.finetune.checkpoint import Checkpoint
 from onnxcompress.finetune.judging import Judge, Score
 from onnxcompress.finetune.lanes import lanes, torch_threads
-from onnxcompress.finetune.memory import is_short, step_bytes
-from onnxcompress.finetune.network import Network
-from onnxcompress.finetune.normalisation import normalise
-from onnxcompress.finetune.objective import Mixture, Objective, objective
-from onnxcompress.finetune.settings import FEW, Settings
+from onnxcompress.finetune.prepared import prepared
+from onnxcompress.finetune.settings import Settings
 from onnxcompress.finetune.teacher import answering, is_single
 from onnxcompress.finetune.training import Epoch, State, Training
 from onnxcompress.finetune.weights import with_weights
@@ -30,8 +24,6 @@ from onnxcompress.graph.digest import model_digest
 from onnxcompress.progress import Progress
 
 _HELD_BYTES = 1 << 31
-_MEASURED = 8
-"""Batches that deviations are taken on."""
 
 
 @dataclass(frozen=True)
@@ -131,24 +123,25 @@ def distil(
     check_device(settings.device)
     with torch_threads(settings.threads):
         rest, held_out = data.held(_HELD_BYTES).split(settings.held_out, settings.seed)
-        aim, first, count, at_once = _prepared(model, teacher, rest, settings)
+        start = prepared(model, teacher, rest, settings)
+        aim = start.aim
         if aim.student.recompute and settings.recompute is None:
             progress.note("memory is short: the way back computes again what the way there made")
-        augment = fitting(first) if settings.augment is None else settings.augment
+        if start.close:
+            progress.note("statistics of batches would take it farther away: nothing is normalised")
         checkpoint = None
         if settings.run is not None:
             key = _key(model, teacher, data, settings)
             checkpoint = Checkpoint(settings.run, key, aim.student.device, progress)
         with ExitStack() as opened:
-            side = opened.enter_context(lanes(at_once, settings.threads))
-            batch, _ = settings.step(len(rest), rest.fixed_batch)
+            side = opened.enter_context(lanes(start.at_once, settings.threads))
             # Judged by the interpreter, a student that is the teacher is at a distance of zero.
-            judge = Judge(aim, held_out, augment, batch, settings.seed, side)
+            judge = Judge(aim, held_out, start.augment, start.batch, settings.seed, side)
             if settings.device == "cpu" and is_single(teacher):
-                threads = max(1, settings.threads // at_once)
+                threads = max(1, settings.threads // start.at_once)
                 session = opened.enter_context(answering(teacher, aim.asked, threads))
-                aim = replace(aim, teacher=session)
-            training = Training(aim, rest, judge, augment, settings, side, checkpoint)
+                start = replace(start, aim=replace(aim, teacher=session))
+            training = Training(start, rest, judge, settings, side, checkpoint)
             state = _run(training, progress)
     values = {name: value.cpu().numpy() for name, value in state.best.items()}
     return Distilled(
@@ -157,20 +150,18 @@ def distil(
         tuple(state.epochs),
         state.best_epoch,
         aim.scores is not None,
-        count,
-        augment,
+        start.normalised,
+        start.augment,
         state.seconds,
         len(rest),
         len(held_out),
-        training.batch,
-        training.rate,
+        start.batch,
+        start.rate,
     )
 
 
 def _run(training: Training, progress: Progress) -> State:
     """Train, and say what every epoch came to."""
-    if not training.settles:
-        progress.note("statistics of batches would take it farther away: running ones normalise")
     if training.state.epochs:
         progress.note(f"going on behind epoch {len(training.state.epochs)}")
     word = "agreement" if training.aim.scores else "relative error"
@@ -199,45 +190,6 @@ def check_device(device: str) -> None:
         raise ProviderError(
             "PyTorch sees no CUDA device: train on the CPU, or install its CUDA build"
         )
-
-
-def _prepared(
-    model: onnx.ModelProto, teacher: onnx.ModelProto, data: Dataset, settings: Settings
-) -> tuple[Objective, list[tuple[int, ...]], int, int]:
-    """The objective, shapes of inputs, normalised convolutions, and batches to compute at once."""
-    device = torch.device(settings.device)
-    student, master = Network(model).to(device), Network(teacher).to(device).eval()
-    master.requires_grad_(False)
-
-    batch, _ = settings.step(len(data), data.fixed_batch)
-
-    def few() -> Iterator[dict[str, torch.Tensor]]:
-        """Some inputs, the same every time."""
-        return (student.given(feeds) for feeds, _ in islice(data.batches(batch), _MEASURED))
-
-    one = data.take(range(data.fixed_batch or 1))
-    first = student.given(next(one.batches(1))[0])
-    mixture = Mixture(
-        labels=settings.labels,
-        features=settings.features,
-        temperature=settings.temperature,
-        losses=settings.losses,
-    )
-    aim = objective(
-        student, master, (model, teacher), (student.shapes(first), master.shapes(first)), mixture
-    )
-    aim.measure(few())
-    # Of a few samples alone, statistics say little: those that are there stay.
-    student.frozen = (data.fixed_batch or batch) < FEW
-    count = normalise(student, few()) if settings.normalise and not student.frozen else 0
-    needed = step_bytes(student.shapes(first), 1 if data.fixed_batch else batch)
-    short = is_short(needed, device) if settings.recompute is None else settings.recompute
-    student.recompute = short
-    at_once = 1
-    if device.type == "cpu" and student.frozen and data.fixed_batch and not short:
-        most = min(settings.threads, max(1, batch // data.fixed_batch))
-        at_once = 1 if is_short(most * needed, device) else most
-    return aim, [tuple(x.shape) for x in first.values()], count, at_once
 
 
 def _key(

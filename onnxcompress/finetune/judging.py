@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from onnxcompress.calibrate.dataset import Dataset
-from onnxcompress.finetune.augmentation import varied
+from onnxcompress.finetune.augmentation import drawn, varied
 from onnxcompress.finetune.lanes import Lanes
 from onnxcompress.finetune.network import Network, Values
 from onnxcompress.finetune.objective import Objective
@@ -87,17 +87,20 @@ class Judge:
                 self._room -= size
         return Score(distance / count, agreement / count)
 
-    def _unseen(self) -> Iterator[Batch]:
-        """What was held out, varied."""
+    def _unseen(self) -> Iterator[tuple[Batch, torch.Generator]]:
+        """What was held out, and what varies it."""
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(_ROUNDS if self.kinds else 1):
-            for feeds, labels in batches(self.aim.student, self.held_out, self.batch):
-                yield varied(feeds, self.kinds, generator), labels
+            for batch in batches(self.aim.student, self.held_out, self.batch):
+                yield batch, drawn(generator)
 
     @torch.no_grad()
-    def _judged(self, numbered: tuple[int, Batch]) -> tuple[float, float, int, Values]:
+    def _judged(
+        self, numbered: tuple[int, tuple[Batch, torch.Generator]]
+    ) -> tuple[float, float, int, Values]:
         """Mean distance, agreement, number of the samples of a batch, and the teacher's answers."""
-        at, (feeds, labels) = numbered
+        at, ((feeds, labels), generator) = numbered
+        feeds = varied(feeds, self.kinds, generator)
         taught = self._taught.get(at) or self.aim.taught(feeds, features=False)
         answered = self.aim.answered(feeds, features=False)
         equal, number = self.aim.agreement(answered, taught)

@@ -94,8 +94,9 @@ class Settings:
 
     Attributes:
         effort: how long.
-        batch: samples of a step. None takes 64; of a model whose own batch is small, so that
-            nothing can be normalised by it, a hundredth of the samples, as a power of two from 4.
+        batch: samples of a step. None takes 64; where nothing is normalised by the batch, because
+            the model's own is small or the student is close to its teacher, a hundredth of the
+            samples, as a power of two from 4.
         rate: the highest learning rate, as a share of the size of a tensor's numbers (the root of
             their mean square); the schedule rises to it and falls as a cosine. None takes 4e-3 for
             64 samples in a step, and as the fourth root for other numbers.
@@ -155,15 +156,15 @@ class Settings:
         if not 0 < self.held_out < 1:
             raise UsageError(f"held_out must lie between 0 and 1, not {self.held_out:g}")
 
-    def step(self, samples: int, fixed: int | None) -> tuple[int, float]:
+    def step(self, samples: int, *, alone: bool = False) -> tuple[int, float]:
         """Samples of a step and the learning rate.
 
         Args:
             samples: that there are to train on.
-            fixed: the model's own batch dimension, if it has one.
+            alone: whether none depends on others, because nothing is normalised by the batch.
         """
         batch = _MOST if self.batch is None else self.batch
-        if self.batch is None and fixed is not None and fixed < FEW:
+        if self.batch is None and alone:
             share = max(1, samples // _STEPS)
             batch = min(_MOST, max(_LEAST, 1 << (share.bit_length() - 1)))
         return batch, _RATE * (batch / _MOST) ** 0.25 if self.rate is None else self.rate

@@ -12,26 +12,21 @@ from typing import Any
 import torch
 
 from onnxcompress.calibrate.dataset import Dataset
-from onnxcompress.finetune.augmentation import varied
+from onnxcompress.finetune.augmentation import drawn, varied
 from onnxcompress.finetune.checkpoint import Checkpoint
 from onnxcompress.finetune.judging import Batch, Judge, Score, batches
 from onnxcompress.finetune.lanes import Lanes
 from onnxcompress.finetune.network import Values
 from onnxcompress.finetune.normalisation import folded_values
-from onnxcompress.finetune.objective import Objective
 from onnxcompress.finetune.optimiser import Optimiser
 from onnxcompress.finetune.precision import autocast, single
+from onnxcompress.finetune.prepared import Prepared
 from onnxcompress.finetune.settings import Settings
 
 _WARM_UP = 0.05
 _SETTLES = 2 / 3
 """Share of the effort after which nothing is normalised by the batch any more: its noise would keep
 weights from where they are going."""
-_DISTURBED = 2.0
-"""How many times farther from the teacher statistics of the batch may leave the student. What they
-add is nothing to a network that has lost much, and would be all there is to one that is close."""
-_LOOKED_AT = 4
-"""Batches of training that this is measured on."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +68,9 @@ class Training:
     """Trains the student of an objective; what is done is the same however often it is killed.
 
     Args:
-        aim: the objective; its student is changed in place.
+        start: the objective, whose student is changed in place, and what a step is made of.
         data: what is trained on.
         judge: scores the student; the best epoch is chosen by it.
-        augment: variations of images.
         settings: the options.
         lanes: where batches are computed; some at a time only where none moves running statistics.
         checkpoint: where training goes on from; None keeps nothing.
@@ -84,23 +78,22 @@ class Training:
 
     def __init__(
         self,
-        aim: Objective,
+        start: Prepared,
         data: Dataset,
         judge: Judge,
-        augment: tuple[str, ...],
         settings: Settings,
         lanes: Lanes,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.aim, self.data, self.judge, self.augment = aim, data, judge, augment
+        self.aim, self.augment = start.aim, start.augment
+        self.batch, self.rate = start.batch, start.rate
+        self.data, self.judge = data, judge
         self.settings, self.lanes, self.checkpoint = settings, lanes, checkpoint
-        self.batch, self.rate = settings.step(len(data), data.fixed_batch)
-        self.student = aim.student
+        self.student = self.aim.student
         self._moved = [p for p in self.student.parameters() if p.requires_grad]
         self.optimiser = Optimiser(self._moved, settings.decay)
         self.averaged = {name: value.clone() for name, value in self.student.changing().items()}
         self.began_with = judge.score()
-        self.settles = 0.0 if self._disturbed() else _SETTLES
         self.state = State(best_distance=self.began_with.distance)
         if checkpoint is not None and (held := checkpoint.read()) is not None:
             self.student.load_state_dict(held["student"])
@@ -133,25 +126,6 @@ class Training:
             told(len(self.state.epochs), self.state.epochs[-1])
         return self.state
 
-    def _disturbed(self) -> bool:
-        """Whether statistics of the batch move the student more than it has to learn."""
-        if self.student.frozen:
-            return False
-        own = {name: value.clone() for name, value in self.student.changing().items()}
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        rows = range(min(len(self.data), _LOOKED_AT * self.batch))
-        far = [0.0, 0.0]
-        with torch.no_grad():
-            for feeds, _ in batches(self.student, self.data.take(rows), self.batch):
-                feeds = varied(feeds, self.augment, generator)
-                taught = self.aim.taught(feeds, features=False)
-                for at, by_batch in enumerate((False, True)):
-                    self.student.train(by_batch)
-                    answered = self.aim.answered(feeds, features=False)
-                    far[at] += float(self.aim.distance(answered, taught))
-                    self.student.load_state_dict(own, strict=False)
-        return far[1] > _DISTURBED * far[0]
-
     def _epoch(self, number: int) -> float:
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)
         order = torch.randperm(len(self.data), generator=generator).numpy()
@@ -167,12 +141,9 @@ class Training:
             if spent >= 1:
                 break
             self.student.train()
-            if spent >= self.settles:
+            if spent >= _SETTLES:
                 self.student.settle()
-            taken = [
-                (varied(feeds, self.augment, generator), labels)
-                for feeds, labels in islice(left, parts)
-            ]
+            taken = [(batch, drawn(generator)) for batch in islice(left, parts)]
             for loss, slopes in self.lanes.map(self._descent, taken):
                 total += loss / len(taken)
                 self.optimiser.add(slopes, 1 / len(taken))
@@ -181,9 +152,12 @@ class Training:
             done += 1
         return total / max(1, done)
 
-    def _descent(self, batch: Batch) -> tuple[float, Sequence[torch.Tensor | None]]:
-        """The loss of a batch, and its slope in every parameter that it depends on."""
-        feeds, labels = batch
+    def _descent(
+        self, taken: tuple[Batch, torch.Generator]
+    ) -> tuple[float, Sequence[torch.Tensor | None]]:
+        """The loss of a varied batch, and its slope in every parameter that it depends on."""
+        (feeds, labels), generator = taken
+        feeds = varied(feeds, self.augment, generator)
         with autocast(self.settings.precision, self.student.device):
             answered, taught = self.aim.answered(feeds), self.aim.taught(feeds)
         loss = self.aim.loss(single(answered), single(taught), labels)

@@ -47,7 +47,7 @@ CASES = (
     Case("vgg_tiny", FASHION, ("dsl:shared=filters,count=14",)),
     Case("vgg_tiny", FASHION, ("dsl:shared=filters,count=5+6+8",)),
     Case("lenet_300_100", DIGITS, target={"params": 0.15}),
-    Case("lenet5_caffe", DIGITS, target={"params": 0.05}),
+    Case("lenet5_caffe", DIGITS, ("lnr",), target={"params": 0.05}),
 )
 
 

@@ -173,6 +173,31 @@ def test_flips_and_crops() -> None:
     assert {top for _, top, _ in seen} == {left for _, _, left in seen} == set(range(5))
 
 
+def test_zooms() -> None:
+    """Pixels are taken from places in equal steps about the middle, mirrored at the borders."""
+    rows, columns = np.mgrid[:33, :21].astype(np.float32)
+    x = torch.from_numpy(np.stack([rows, columns])[None].repeat(64, 0))
+    found = varied({"x": x}, ("zoom",), torch.Generator().manual_seed(0))["x"].double().numpy()
+    steps = []
+    for image in found:
+        every = []
+        for which, count in enumerate(image.shape[1:]):
+            line = image[which].take(count // 2, 1 - which)
+            middle = count // 2
+            every.append(line[middle + 1] - line[middle])
+            places = middle + every[-1] * (np.arange(count) - middle)
+            beyond = np.abs(places + 0.5) - 0.5
+            mirrored = count - 0.5 - np.abs(count - 0.5 - beyond)
+            wanted = np.clip(mirrored, 0, count - 1)
+            np.testing.assert_allclose(line, wanted, atol=1e-3)
+            assert np.abs(image[which] - np.expand_dims(line, 1 - which)).max() < 1e-3
+        steps.append(every)
+    down, across = np.array(steps).T
+    assert 1 / 1.4 < np.sqrt(down * across).min() < 0.8 < 1.25 < np.sqrt(down * across).max() < 1.4
+    assert 1 / 1.15 < np.sqrt(across / down).min() < 0.9
+    assert 1.1 < np.sqrt(across / down).max() < 1.15
+
+
 def test_mixtures() -> None:
     """Every image is a mixture of itself and another."""
     x = torch.eye(8).reshape(8, 1, 8, 1).repeat(1, 1, 1, 8)
@@ -232,8 +257,8 @@ def test_options() -> None:
 def test_steps_are_not_too_few(samples: int, batch: int) -> None:
     """At least a hundred in an epoch; rates follow the fourth root of what a step averages over."""
     rate = 4e-3 * math.sqrt(math.sqrt(batch / 64))
-    assert Settings().step(samples, 1) == (batch, pytest.approx(rate, rel=1e-12))
-    for fixed in (None, 16):
-        assert Settings().step(samples, fixed) == (64, 4e-3)
-    assert Settings(batch=256).step(samples, 1) == (256, pytest.approx(4e-3 * math.sqrt(2)))
-    assert Settings(batch=3, rate=0.5).step(samples, None) == (3, 0.5)
+    assert Settings().step(samples, alone=True) == (batch, pytest.approx(rate, rel=1e-12))
+    assert Settings().step(samples) == (64, 4e-3)
+    large = Settings(batch=256).step(samples, alone=True)
+    assert large == (256, pytest.approx(4e-3 * math.sqrt(2)))
+    assert Settings(batch=3, rate=0.5).step(samples) == (3, 0.5)
