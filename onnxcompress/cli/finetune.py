@@ -48,8 +48,8 @@ def _number(name: str, metavar: str, words: str) -> Callable[[shared.F], shared.
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
-    help="Samples of a step [default: 64, or fewer where the model's own batch is small and there "
-    "is little data].",
+    help="Samples of a step [default: 64, or fewer where nothing is normalised by the batch and "
+    "there is little data].",
 )
 @click.option(
     "--rate",
