@@ -1,7 +1,7 @@
 """What a few minutes of distillation are worth, without labels.
 
     python tests/benchmarks/finetune_tables.py --out DIR [--only NAME] [--for 15e] [--seeds 3]
-        [--stages 3]
+        [--stages 3] [--rate 4e-3] [--augment flip,crop,zoom]
 
 CIFAR-10: networks at a fraction of their multiplications, repaired, then trained on the 4,000
 training images that they were calibrated on; accuracy on 1,000 test images before and after.
@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,12 @@ def main() -> None:
     parser.add_argument("--for", dest="effort", default="15e")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--stages", type=int, default=1)
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--augment", default="auto")
     arguments = parser.parse_args()
+    own = {"rate": arguments.rate, "augment": arguments.augment}
+    if arguments.stages > 1 and own != {"rate": None, "augment": "auto"}:
+        parser.error("--rate and --augment are of one stage")
     arguments.out.mkdir(parents=True, exist_ok=True)
     for case in CASES:
         name = f"{case.network}-{case.macs:g}"
@@ -71,7 +77,7 @@ def main() -> None:
             if arguments.stages > 1:
                 row = staged(case, stem, arguments.effort, seed, arguments.stages)
             else:
-                row = measured(case, stem, arguments.effort, seed)
+                row = measured(case, stem, arguments.effort, seed, own)
             rows.append(row)
             print(f"{name} seed {seed}: {row}", flush=True)
         means = {at: float(np.mean([row[at] for row in rows])) for at in ENDS if at in rows[0]}
@@ -79,7 +85,9 @@ def main() -> None:
         print(f"{name}: {told} ({rows[0]['unit']})")
 
 
-def measured(case: Case, stem: Path, effort: str, seed: int) -> dict[str, Any]:
+def measured(
+    case: Case, stem: Path, effort: str, seed: int, own: Mapping[str, Any]
+) -> dict[str, Any]:
     """Compress, train, and compare with the original."""
     source = SHARED / "models" / f"{case.network}.onnx"
     options = inputs(case)
@@ -89,9 +97,12 @@ def measured(case: Case, stem: Path, effort: str, seed: int) -> dict[str, Any]:
         result = oc.compress(source, seed=seed, **asked(case), **options)
         write_model(result.model, small)
         print(f"{small.name}: compressed in {time.perf_counter() - started:.0f} s", flush=True)
-    kept = stem.with_suffix(f"{stem.suffix}.{effort}.json")
+    named = "".join(f".{value}" for value in own.values() if value not in (None, "auto"))
+    kept = stem.with_name(f"{stem.name}.{effort}{named}.json")
     if not kept.exists():
-        found = oc.distil(small, source, effort=effort, threads=THREADS, seed=seed, **options)
+        found = oc.distil(
+            small, source, effort=effort, threads=THREADS, seed=seed, **own, **options
+        )
         write_json(found.report, kept)
         onnx.save(found.model, kept.with_suffix(".onnx"))
     report = json.loads(kept.read_text())
