@@ -95,7 +95,10 @@ def _zoomed(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     zoom, stretch = (
         limit ** (2 * torch.rand(len(x), generator=generator) - 1) for limit in (_ZOOM, _STRETCH)
     )
-    matrices = torch.zeros(len(x), 2, 3)
-    matrices[:, 0, 0], matrices[:, 1, 1] = zoom * stretch, zoom / stretch
-    grid = functional.affine_grid(matrices.to(x), list(x.shape), align_corners=False)
+    across, down = (
+        factor.to(x)[:, None] * (torch.arange(0.5, size).to(x) * 2 / size - 1)
+        for factor, size in ((zoom * stretch, x.shape[3]), (zoom / stretch, x.shape[2]))
+    )
+    shape = (len(x), *x.shape[2:])
+    grid = torch.stack([across[:, None].expand(shape), down[:, :, None].expand(shape)], -1)
     return functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)

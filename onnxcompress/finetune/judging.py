@@ -13,8 +13,6 @@ from onnxcompress.finetune.lanes import Lanes
 from onnxcompress.finetune.network import Network, Values
 from onnxcompress.finetune.objective import Objective
 
-_ROUNDS = 2
-"""Variations of every sample that epochs are chosen on."""
 _TAUGHT_BYTES = 1 << 28
 """Of the teacher's answers, which are the same after every epoch, that are kept at most."""
 Batch = tuple[Values, "torch.Tensor | None"]
@@ -90,9 +88,8 @@ class Judge:
     def _unseen(self) -> Iterator[tuple[Batch, torch.Generator]]:
         """What was held out, and what varies it."""
         generator = torch.Generator().manual_seed(self.seed)
-        for _ in range(_ROUNDS if self.kinds else 1):
-            for batch in batches(self.aim.student, self.held_out, self.batch):
-                yield batch, drawn(generator)
+        for batch in batches(self.aim.student, self.held_out, self.batch):
+            yield batch, drawn(generator)
 
     @torch.no_grad()
     def _judged(

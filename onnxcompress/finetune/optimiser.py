@@ -59,7 +59,7 @@ class Optimiser:
         for group in self._soap.param_groups:
             group["lr"] = rate * group["size"]
         slopes = [numbers.grad for numbers in self._numbers if numbers.grad is not None]
-        if all(slope.isfinite().all() for slope in slopes):
+        if torch.nn.utils.get_total_norm(slopes).isfinite():
             self._soap.step()
         self._soap.zero_grad()
 

@@ -98,7 +98,7 @@ class Settings:
             the model's own is small or the student is close to its teacher, a hundredth of the
             samples, as a power of two from 4.
         rate: the highest learning rate, as a share of the size of a tensor's numbers (the root of
-            their mean square); the schedule rises to it and falls as a cosine. None takes 4e-3 for
+            their mean square); the schedule rises to it and falls in a line. None takes 4e-3 for
             64 samples in a step, and as the fourth root for other numbers.
         decay: of weights (decoupled), not of biases, scales and shifts.
         labels: share of the cross entropy to true labels, where there are any.

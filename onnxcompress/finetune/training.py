@@ -172,9 +172,8 @@ class Training:
         return min(1.0, (self.state.seconds + seconds) / (60 * (effort.minutes or 1)))
 
     def _rate(self, spent: float) -> float:
-        """The learning rate: up in a line, down as a cosine."""
-        factor = min(1.0, spent / _WARM_UP + 0.01) * 0.5 * (1 + math.cos(math.pi * spent))
-        return self.rate * factor
+        """The learning rate: up in a line, and down in one."""
+        return self.rate * min(1.0, spent / _WARM_UP + 0.01) * (1 - spent)
 
     def _average(self, step: int) -> None:
         """The running average follows; at first faster, so that it forgets where it began."""
