@@ -95,8 +95,8 @@ class Settings:
     Attributes:
         effort: how long.
         batch: samples of a step. None takes 64; where nothing is normalised by the batch, because
-            the model's own is small or the student is close to its teacher, a hundredth of the
-            samples, as a power of two from 4.
+            the model's own is small, the student is close to its teacher, or no layer can be, a
+            hundredth of the samples, as a power of two from 4.
         rate: the highest learning rate, as a share of the size of a tensor's numbers (the root of
             their mean square); the schedule rises to it and falls in a line. None takes 4e-3 for
             64 samples in a step, and as the fourth root for other numbers.
